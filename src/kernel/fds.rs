@@ -1,0 +1,189 @@
+//! Descriptors: close-on-exec, what kind one is, and reading one that another process passed down.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{SFlag, fstat};
+
+/// Marks a descriptor close-on-exec, so that no child inherits it.
+///
+/// # Errors
+/// `EBADF` if there is no such descriptor.
+pub fn set_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(())
+}
+
+/// Makes a descriptor's description non-blocking.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Borrows a descriptor that came as a number, if it is open.
+///
+/// # Errors
+/// `EBADF` if there is no such descriptor.
+pub fn borrow_number(fd: RawFd) -> io::Result<BorrowedFd<'static>> {
+    if fd < 0 {
+        return Err(Errno::EBADF.into());
+    }
+    // SAFETY: the number is not negative; whether it is open is what the next call asks, and the
+    // borrow is used by callers that run before anything in this process closes descriptors.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    fcntl(borrowed, FcntlArg::F_GETFD)?;
+    Ok(borrowed)
+}
+
+/// Why an inherited descriptor gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// No such descriptor is open: a grandchild that did not inherit it.
+    #[error("descriptor {0} is not open")]
+    Closed(RawFd),
+    /// Standard input, output or error: never read by accident.
+    #[error("descriptor {0} is standard input, output or error")]
+    Standard(RawFd),
+    /// A socket, a terminal, a directory: nothing a secret is passed in.
+    #[error("descriptor {0} is neither a file nor a pipe")]
+    WrongKind(RawFd),
+    /// The writer neither wrote nor closed in time.
+    #[error("descriptor {0} gave nothing in time")]
+    Silent(RawFd),
+    /// The kernel said no.
+    #[error("descriptor {0} cannot be read: {1}")]
+    Io(RawFd, io::Error),
+}
+
+/// Reads at most `limit` bytes from an inherited descriptor. A file (or memfd) is read from its
+/// start without moving the offset that all its holders share; a pipe is read to its end, for at
+/// most `timeout_ms` milliseconds.
+///
+/// # Errors
+/// [`Unreadable`], naming the number.
+pub fn read_inherited(fd: RawFd, limit: usize, timeout_ms: u16) -> Result<Vec<u8>, Unreadable> {
+    if (0..=2).contains(&fd) {
+        return Err(Unreadable::Standard(fd));
+    }
+    let borrowed = borrow_number(fd).map_err(|_| Unreadable::Closed(fd))?;
+    let failed = |errno: Errno| Unreadable::Io(fd, errno.into());
+    let stat = fstat(borrowed).map_err(failed)?;
+    let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+    let mut bytes = vec![0u8; limit];
+    let mut length = 0;
+    match kind {
+        SFlag::S_IFREG => {
+            while length < limit {
+                let offset = libc::off_t::try_from(length).map_err(|_| failed(Errno::EOVERFLOW))?;
+                // pread(2) leaves the shared offset where it is.
+                match nix::sys::uio::pread(borrowed, &mut bytes[length..], offset) {
+                    Ok(0) => break,
+                    Ok(read) => length += read,
+                    Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(failed(errno)),
+                }
+            }
+        }
+        SFlag::S_IFIFO => {
+            let deadline = std::time::Instant::now() + std::time::Duration::from_millis(u64::from(timeout_ms));
+            while length < limit {
+                let left = deadline.saturating_duration_since(std::time::Instant::now());
+                let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+                let mut waiting = [PollFd::new(borrowed, PollFlags::POLLIN)];
+                match poll(&mut waiting, left) {
+                    Ok(0) => return Err(Unreadable::Silent(fd)),
+                    Ok(_) => {}
+                    Err(Errno::EINTR) => continue,
+                    Err(errno) => return Err(failed(errno)),
+                }
+                match nix::unistd::read(borrowed, &mut bytes[length..]) {
+                    Ok(0) => break,
+                    Ok(read) => length += read,
+                    Err(Errno::EINTR | Errno::EAGAIN) => {}
+                    Err(errno) => return Err(failed(errno)),
+                }
+            }
+        }
+        _ => return Err(Unreadable::WrongKind(fd)),
+    }
+    bytes.truncate(length);
+    Ok(bytes)
+}
+
+/// Closes every descriptor from `first` on. Safe between fork(2) and execve(2).
+pub(crate) fn close_from(first: RawFd) {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: close_range(2) takes plain numbers; the caller is a child about to exec and uses
+        // none of the descriptors that it closes.
+        let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+        if closed == 0 {
+            return;
+        }
+    }
+    // SAFETY: sysconf(3) is listed as async-signal-safe and takes no pointers.
+    let most = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) };
+    let most = RawFd::try_from(most).unwrap_or(65_536).min(65_536);
+    for fd in first..most {
+        // SAFETY: as above.
+        unsafe { libc::close(fd) };
+    }
+}
+
+/// The number of a descriptor, for messages.
+pub fn number(fd: &impl AsRawFd) -> RawFd {
+    fd.as_raw_fd()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek, SeekFrom, Write};
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_file_is_read_from_its_start_whatever_its_offset_and_the_offset_stays() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"secret").unwrap();
+        assert_eq!(read_inherited(file.as_raw_fd(), 100, 0).unwrap(), b"secret");
+        assert_eq!(file.stream_position().unwrap(), 6);
+        file.seek(SeekFrom::Start(1)).unwrap();
+        let mut rest = String::new();
+        file.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "ecret");
+    }
+
+    #[test]
+    fn a_pipe_is_read_to_its_end_and_a_drained_one_is_empty() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"secret").unwrap();
+        assert!(matches!(read_inherited(reader.as_raw_fd(), 100, 10), Err(Unreadable::Silent(_))));
+        drop(writer);
+        assert_eq!(read_inherited(reader.as_raw_fd(), 100, 10).unwrap(), b"", "the bytes were taken above");
+    }
+
+    #[test]
+    fn a_socket_a_closed_number_and_the_standard_ones_are_refused() {
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(matches!(read_inherited(socket.as_raw_fd(), 9, 0), Err(Unreadable::WrongKind(_))));
+        assert!(matches!(read_inherited(9999, 9, 0), Err(Unreadable::Closed(9999))));
+        assert!(matches!(read_inherited(-1, 9, 0), Err(Unreadable::Closed(-1))));
+        for fd in 0..3 {
+            assert!(matches!(read_inherited(fd, 9, 0), Err(Unreadable::Standard(_))));
+        }
+    }
+
+    #[test]
+    fn no_more_than_the_limit_is_read() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 64]).unwrap();
+        assert_eq!(read_inherited(file.as_raw_fd(), 10, 0).unwrap().len(), 10);
+    }
+}

@@ -1,0 +1,6 @@
+//! Authenticated local sockets.
+pub mod handshake;
+pub mod kernel;
+pub mod place;
+pub mod secret;
+pub mod wire;

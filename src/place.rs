@@ -1,0 +1,271 @@
+//! Where things live: directories, file names, environment variables and path lengths; pure, nothing here looks at the machine.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Names of the environment variables that authsock reads or sets.
+pub mod var {
+    /// Path of the socket to use.
+    pub const SOCKET: &str = "AUTHSOCK_SOCKET";
+    /// A token itself, for tests and for platforms that have no files.
+    pub const TOKEN: &str = "AUTHSOCK_TOKEN";
+    /// Number of an inherited descriptor that holds a token.
+    pub const TOKEN_FD: &str = "AUTHSOCK_TOKEN_FD";
+    /// Path of a file that holds a token.
+    pub const TOKEN_FILE: &str = "AUTHSOCK_TOKEN_FILE";
+    /// What is logged; the only variable that changes a daemon.
+    pub const LOG: &str = "AUTHSOCK_LOG";
+    /// Every variable that names a socket or a token.
+    pub const NAMED_SOURCES: [&str; 4] = [SOCKET, TOKEN, TOKEN_FD, TOKEN_FILE];
+    /// Credentials that systemd gave to this service (systemd.exec(5)).
+    pub const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
+    /// The service's own directory below /run (systemd.exec(5)).
+    pub const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
+    /// The user's runtime directory (XDG Base Directory Specification).
+    pub const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
+    /// The user's configuration directory (XDG Base Directory Specification).
+    pub const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
+    /// The user's state directory (XDG Base Directory Specification).
+    pub const XDG_STATE_HOME: &str = "XDG_STATE_HOME";
+    /// The user's home directory.
+    pub const HOME: &str = "HOME";
+}
+
+/// File name of a daemon's own token in its state directory.
+pub const TOKEN_FILE: &str = "token";
+/// File name of the lock that a daemon holds for life in its state directory.
+pub const LOCK_FILE: &str = "lock";
+/// File name of the lock under which clients start a daemon.
+pub const START_LOCK_FILE: &str = "start.lock";
+/// File name of a token in `$CREDENTIALS_DIRECTORY`.
+pub const CREDENTIAL_FILE: &str = "authsock.token";
+/// Name that the socket unit gives its descriptor (`FileDescriptorName=`).
+pub const DESCRIPTOR_NAME: &str = "authsock";
+
+/// Longest path of a Unix socket, in bytes without the closing NUL: `sun_path` is 108 bytes on
+/// Linux and 104 on macOS (unix(7), unix(4)).
+pub const SOCKET_PATH_MAX: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
+
+/// Reads one environment variable; a test gives its own.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The environment of this process.
+pub fn process_env(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// A variable that is set, not empty, and an absolute path: the XDG specification has relative
+/// ones ignored.
+fn absolute(env: Env<'_>, name: &str) -> Option<PathBuf> {
+    env(name).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// A socket path that the kernel can hold whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketPath(PathBuf);
+
+/// A socket path that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadSocketPath {
+    /// The path is longer than `sun_path` holds; a kernel or a library would cut it silently.
+    #[error(
+        "socket path {path} is {length} bytes long; at most {max} fit: choose a shorter directory (XDG_RUNTIME_DIR or {socket})",
+        path = path.display(), max = SOCKET_PATH_MAX, socket = var::SOCKET
+    )]
+    TooLong {
+        /// The path as given.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// The path is relative, empty, or holds a NUL byte.
+    #[error("socket path {path:?} is not an absolute path; abstract sockets have no permissions and are not used")]
+    NotAbsolute {
+        /// The path as given.
+        path: PathBuf,
+    },
+}
+
+impl SocketPath {
+    /// Checks a path once; daemon and client look with the same eyes.
+    ///
+    /// # Errors
+    /// [`BadSocketPath`] for a path that is too long, relative, or abstract.
+    pub fn new(path: impl Into<PathBuf>) -> Result<SocketPath, BadSocketPath> {
+        let path = path.into();
+        let bytes = path.as_os_str().as_bytes();
+        if !path.is_absolute() || bytes.contains(&0) || path.file_name().is_none() {
+            return Err(BadSocketPath::NotAbsolute { path });
+        }
+        let length = bytes.len();
+        if length > SOCKET_PATH_MAX {
+            return Err(BadSocketPath::TooLong { path, length });
+        }
+        Ok(SocketPath(path))
+    }
+
+    /// The path itself.
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for SocketPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+/// The places of one user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    runtime: PathBuf,
+    state: PathBuf,
+    config: Option<PathBuf>,
+    log: Option<PathBuf>,
+}
+
+impl Places {
+    /// Finds a user's places. `is_private` answers whether a directory exists, is this user's own
+    /// and 0700; `platform_temp` is the platform's own per-user directory where it has one
+    /// (macOS: `confstr(_CS_DARWIN_USER_TEMP_DIR)`).
+    pub fn of_user(
+        env: Env<'_>,
+        uid: u32,
+        is_private: impl Fn(&Path) -> bool,
+        platform_temp: Option<PathBuf>,
+    ) -> Places {
+        let home = absolute(env, var::HOME);
+        let runtime = absolute(env, var::XDG_RUNTIME_DIR).or(platform_temp).unwrap_or_else(|| {
+            let logind = PathBuf::from(format!("/run/user/{uid}"));
+            if is_private(&logind) { logind } else { PathBuf::from(format!("/tmp/authsock-{uid}")) }
+        });
+        let below_home = |variable, default: &str| {
+            absolute(env, variable).or_else(|| home.as_ref().map(|home| home.join(default)))
+        };
+        let library = home.as_ref().filter(|_| cfg!(target_os = "macos")).map(|home| home.join("Library"));
+        Places {
+            state: match &library {
+                Some(library) => library.join("Application Support/authsock"),
+                None => runtime.join("authsock"),
+            },
+            config: below_home(var::XDG_CONFIG_HOME, ".config").map(|dir| dir.join("authsock/config.toml")),
+            log: match &library {
+                Some(library) => Some(library.join("Logs/authsock/log")),
+                None => below_home(var::XDG_STATE_HOME, ".local/state").map(|dir| dir.join("authsock/log")),
+            },
+            runtime,
+        }
+    }
+
+    /// The user's runtime directory, `%t` in units.
+    pub fn runtime(&self) -> &Path {
+        &self.runtime
+    }
+
+    /// Where an init system's user unit listens.
+    pub fn init_socket(&self) -> PathBuf {
+        self.runtime.join("authsock.sock")
+    }
+
+    /// Where a daemon listens that a client started.
+    pub fn ondemand_socket(&self) -> PathBuf {
+        self.runtime.join("authsock-ondemand.sock")
+    }
+
+    /// The directory of token, sessions and lock. A socket's entry lies apart from it, so that
+    /// mounting one into a container does not hand over the other.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The owner's token.
+    pub fn owner_token(&self) -> PathBuf {
+        self.state.join(TOKEN_FILE)
+    }
+
+    /// Directory in which `run` keeps the tokens of the sessions that it made.
+    pub fn runs(&self) -> PathBuf {
+        self.runtime.join("authsock-run")
+    }
+
+    /// The configuration file, if the user has a home.
+    pub fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// The log of a daemon that no init system keeps one for.
+    pub fn log(&self) -> Option<&Path> {
+        self.log.as_deref()
+    }
+}
+
+/// The first of systemd's colon-separated directories in `$RUNTIME_DIRECTORY`. Only a daemon that
+/// an init system or the on-demand starter started may ask: any other service exports its own.
+pub fn service_runtime_directory(env: Env<'_>) -> Option<PathBuf> {
+    let all = env(var::RUNTIME_DIRECTORY)?;
+    let first = all.as_bytes().split(|byte| *byte == b':').next()?;
+    let path = PathBuf::from(std::ffi::OsStr::from_bytes(first));
+    path.is_absolute().then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env_of<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
+        move |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+    }
+
+    #[test]
+    #[cfg(not(target_os = "macos"))]
+    fn socket_and_token_lie_in_different_directories() {
+        let env = env_of(&[("XDG_RUNTIME_DIR", "/run/user/7"), ("HOME", "/home/u")]);
+        let places = Places::of_user(&env, 7, |_| false, None);
+        assert_eq!(places.init_socket(), Path::new("/run/user/7/authsock.sock"));
+        assert_eq!(places.ondemand_socket(), Path::new("/run/user/7/authsock-ondemand.sock"));
+        assert_eq!(places.owner_token(), Path::new("/run/user/7/authsock/token"));
+        assert_eq!(places.config(), Some(Path::new("/home/u/.config/authsock/config.toml")));
+        assert_eq!(places.log(), Some(Path::new("/home/u/.local/state/authsock/log")));
+    }
+
+    #[test]
+    fn without_a_runtime_directory_logind_s_is_used_if_it_is_private_and_else_one_below_tmp() {
+        let env = env_of(&[]);
+        assert_eq!(Places::of_user(&env, 7, |_| true, None).runtime(), Path::new("/run/user/7"));
+        assert_eq!(Places::of_user(&env, 7, |_| false, None).runtime(), Path::new("/tmp/authsock-7"));
+    }
+
+    #[test]
+    fn relative_and_empty_variables_count_as_unset() {
+        let env = env_of(&[("XDG_RUNTIME_DIR", "run"), ("XDG_CONFIG_HOME", ""), ("HOME", "/h")]);
+        let places = Places::of_user(&env, 7, |_| false, None);
+        assert_eq!(places.runtime(), Path::new("/tmp/authsock-7"));
+        assert_eq!(places.config(), Some(Path::new("/h/.config/authsock/config.toml")));
+    }
+
+    #[test]
+    fn a_socket_path_of_the_longest_length_is_taken_and_one_byte_more_is_refused() {
+        let longest = format!("/{}", "s".repeat(SOCKET_PATH_MAX - 1));
+        assert!(SocketPath::new(&longest).is_ok());
+        let error = SocketPath::new(format!("{longest}s")).unwrap_err();
+        assert_eq!(error, BadSocketPath::TooLong { path: format!("{longest}s").into(), length: SOCKET_PATH_MAX + 1 });
+        assert!(error.to_string().contains(&format!("at most {SOCKET_PATH_MAX}")));
+    }
+
+    #[test]
+    fn relative_abstract_and_nameless_socket_paths_are_refused() {
+        for path in ["", "x.sock", "\0abstract", "/a\0b", "/"] {
+            assert!(matches!(SocketPath::new(path), Err(BadSocketPath::NotAbsolute { .. })), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_runtime_directory_counts() {
+        let env = env_of(&[("RUNTIME_DIRECTORY", "/run/a:/run/b")]);
+        assert_eq!(service_runtime_directory(&env), Some("/run/a".into()));
+        assert_eq!(service_runtime_directory(&env_of(&[("RUNTIME_DIRECTORY", "rel")])), None);
+    }
+}

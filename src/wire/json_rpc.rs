@@ -1,0 +1,224 @@
+//! JSON-RPC 2.0 (jsonrpc.org/specification): requests, answers and their error codes, one JSON value a line.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::Value;
+
+/// Longest line after the handshake in bytes, its newline included; configurable.
+pub const REQUEST_LINE_MAX: usize = 1 << 20;
+
+/// What went wrong with a request, with its number from the specification or from our own range
+/// (-32000 to -32099).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// Not JSON.
+    ParseError,
+    /// JSON, but no request.
+    InvalidRequest,
+    /// No such method.
+    MethodNotFound,
+    /// The method does not take these parameters.
+    InvalidParams,
+    /// Our own fault.
+    Internal,
+    /// The session lacks the scope.
+    NotPermitted,
+    /// There is no such thing, or the session may not see it.
+    NotFound,
+    /// A named limit is reached.
+    LimitReached,
+    /// The line is longer than its limit; the connection closes.
+    TooLarge,
+    /// The daemon cannot do it now.
+    Unavailable,
+}
+
+impl ErrorCode {
+    /// The number on the wire.
+    pub fn number(self) -> i64 {
+        match self {
+            ErrorCode::ParseError => -32700,
+            ErrorCode::InvalidRequest => -32600,
+            ErrorCode::MethodNotFound => -32601,
+            ErrorCode::InvalidParams => -32602,
+            ErrorCode::Internal => -32603,
+            ErrorCode::NotPermitted => -32001,
+            ErrorCode::NotFound => -32002,
+            ErrorCode::LimitReached => -32003,
+            ErrorCode::TooLarge => -32004,
+            ErrorCode::Unavailable => -32005,
+        }
+    }
+}
+
+/// An error as it is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RpcError {
+    /// The number.
+    pub code: i64,
+    /// A sentence that names the thing and the way out.
+    pub message: String,
+}
+
+impl RpcError {
+    /// An error with its sentence.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> RpcError {
+        RpcError { code: code.number(), message: message.into() }
+    }
+}
+
+impl std::fmt::Display for RpcError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.message, self.code)
+    }
+}
+
+/// A request, or a notification if it has no id.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The id, kept as it was sent; `None` for a notification, which is not answered.
+    pub id: Option<Value>,
+    /// The method's name.
+    pub method: &'a str,
+    /// The parameters, not yet read.
+    pub params: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct RequestLine<'a> {
+    jsonrpc: &'a str,
+    #[serde(default, deserialize_with = "present")]
+    id: Option<Value>,
+    method: &'a str,
+    #[serde(borrow)]
+    params: Option<&'a RawValue>,
+}
+
+/// Tells `"id":null` from no id at all: only the latter is a notification.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+impl<'a> Request<'a> {
+    /// Reads one line.
+    ///
+    /// # Errors
+    /// The error to answer with id null (section 5 of the specification).
+    pub fn read(line: &'a [u8]) -> Result<Request<'a>, RpcError> {
+        let invalid = |what: &str| RpcError::new(ErrorCode::InvalidRequest, format!("not a request: {what}"));
+        let request: RequestLine<'_> = serde_json::from_slice(line).map_err(|error| {
+            match serde_json::from_slice::<serde::de::IgnoredAny>(line) {
+                Err(_) => RpcError::new(ErrorCode::ParseError, format!("not JSON, at byte {}", error.column())),
+                Ok(_) if line.trim_ascii_start().first() == Some(&b'[') => invalid("batches are not taken"),
+                Ok(_) => invalid("expected jsonrpc, method, and perhaps id and params"),
+            }
+        })?;
+        if request.jsonrpc != "2.0" {
+            return Err(invalid("expected \"jsonrpc\":\"2.0\""));
+        }
+        match &request.id {
+            None | Some(Value::Null | Value::String(_) | Value::Number(_)) => {}
+            Some(_) => return Err(invalid("an id is a text, a number or null")),
+        }
+        let structured = |params: &RawValue| matches!(params.get().as_bytes().first(), Some(b'{' | b'['));
+        if !request.params.is_none_or(structured) {
+            return Err(invalid("params is an object or a list"));
+        }
+        Ok(Request { id: request.id, method: request.method, params: request.params })
+    }
+}
+
+/// Writes an answer and its newline behind what is there already.
+pub fn write_answer(out: &mut Vec<u8>, id: &Value, result: &Result<Value, RpcError>) {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        jsonrpc: &'static str,
+        id: &'a Value,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        result: Option<&'a Value>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<&'a RpcError>,
+    }
+    let line = Line { jsonrpc: "2.0", id, result: result.as_ref().ok(), error: result.as_ref().err() };
+    // Plain data into memory: neither JSON nor a Vec can refuse it.
+    #[allow(clippy::expect_used)]
+    serde_json::to_writer(&mut *out, &line).expect("plain data serialises");
+    out.push(b'\n');
+}
+
+/// The line of a request, its newline included.
+pub fn request_line(id: u64, method: &str, params: Option<&Value>) -> String {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        jsonrpc: &'static str,
+        id: u64,
+        method: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        params: Option<&'a Value>,
+    }
+    // As above.
+    #[allow(clippy::expect_used)]
+    let mut text =
+        serde_json::to_string(&Line { jsonrpc: "2.0", id, method, params }).expect("plain data serialises");
+    text.push('\n');
+    text
+}
+
+/// An answer as a client reads it.
+#[derive(Debug, Deserialize)]
+pub struct AnswerLine {
+    /// The id of the request that it answers.
+    #[serde(default)]
+    pub id: Value,
+    /// What came of it.
+    #[serde(default, deserialize_with = "present")]
+    pub result: Option<Value>,
+    /// What went wrong.
+    #[serde(default)]
+    pub error: Option<RpcError>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code_of(line: &str) -> i64 {
+        Request::read(line.as_bytes()).unwrap_err().code
+    }
+
+    #[test]
+    fn ids_of_every_legal_kind_are_kept_as_sent() {
+        for id in ["1", "-7", "1.5", "\"x\"", "null", "18446744073709551615"] {
+            let line = format!(r#"{{"jsonrpc":"2.0","method":"ping","id":{id}}}"#);
+            let request = Request::read(line.as_bytes()).unwrap();
+            let mut out = Vec::new();
+            write_answer(&mut out, &request.id.unwrap(), &Ok(Value::from(1)));
+            assert_eq!(String::from_utf8(out).unwrap(), format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":1}}\n"));
+        }
+        let note = Request::read(br#"{"jsonrpc":"2.0","method":"ping"}"#).unwrap();
+        assert!(note.id.is_none());
+    }
+
+    #[test]
+    fn bad_requests_have_the_specification_s_codes() {
+        for bad in ["", "{", "nonsense", "{\"a\":", "\u{0}"] {
+            assert_eq!(code_of(bad), -32700, "{bad}");
+        }
+        for bad in [
+            "{}", "7", "null", "[]", r#"{"jsonrpc":"1.0","method":"a"}"#, r#"{"jsonrpc":"2.0","method":7}"#,
+            r#"{"jsonrpc":"2.0","method":"a","id":[1]}"#, r#"{"jsonrpc":"2.0","method":"a","id":{}}"#,
+            r#"{"jsonrpc":"2.0","method":"a","id":true}"#, r#"{"jsonrpc":"2.0","method":"a","params":7}"#,
+            r#"{"jsonrpc":"2.0","method":"a","method":"b"}"#,
+        ] {
+            assert_eq!(code_of(bad), -32600, "{bad}");
+        }
+        let deep = format!(r#"{{"jsonrpc":"2.0","method":"a","params":{}}}"#, "[".repeat(10_000));
+        assert_eq!(code_of(&deep), -32700);
+    }
+
+    #[test]
+    fn a_null_result_is_a_result() {
+        let answer: AnswerLine = serde_json::from_str(r#"{"jsonrpc":"2.0","id":1,"result":null}"#).unwrap();
+        assert_eq!(answer.result, Some(Value::Null));
+    }
+}
