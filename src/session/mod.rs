@@ -1,0 +1,273 @@
+//! What a token stands for: a session's id, name, realm, scopes, binding, and how one ends.
+#![forbid(unsafe_code)]
+
+pub mod registry;
+pub mod scope;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::kernel::process::Identity;
+use crate::secret::random::{self, NoRandomness};
+use crate::secret::token::TokenId;
+use scope::Scopes;
+
+/// Longest name of a session, and of a realm, in bytes.
+pub const NAME_MAX: usize = 64;
+/// The realm of the owner, and of every session that names none.
+pub const DEFAULT_REALM: &str = "default";
+/// The name of the daemon's own session.
+pub const OWNER: &str = "owner";
+
+/// Milliseconds since 1970 (UTC); the registry is told the time and never asks for it.
+pub type Millis = u64;
+
+/// A session's id: 16 characters of Crockford's base 32 in lower case, ten of them the time it
+/// began, so that ids sort by age. No secret.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(String);
+
+const BASE32: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+const ID_LENGTH: usize = 16;
+
+impl SessionId {
+    /// Makes an id for a session that begins now.
+    ///
+    /// # Errors
+    /// [`NoRandomness`].
+    pub fn generate(now: Millis) -> Result<SessionId, NoRandomness> {
+        let random = u64::from(u32::from_ne_bytes(random::bytes()?)) & 0x3fff_ffff;
+        // Ten characters hold 50 bits of milliseconds (35,000 years), six hold 30 random bits.
+        let character = |bits: u64, place: u32| char::from(BASE32[((bits >> (5 * place)) & 31) as usize]);
+        let time = (0..10).rev().map(|place| character(now, place));
+        let tail = (0..6).rev().map(|place| character(random, place));
+        Ok(SessionId(time.chain(tail).collect()))
+    }
+
+    /// The id of the daemon's own session.
+    pub fn owner() -> SessionId {
+        SessionId(OWNER.to_owned())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A text that is no session id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a session id: expected 16 characters, or owner; `authsock session list` shows them")]
+pub struct NotASessionId;
+
+impl FromStr for SessionId {
+    type Err = NotASessionId;
+
+    fn from_str(text: &str) -> Result<SessionId, NotASessionId> {
+        let good = text == OWNER || (text.len() == ID_LENGTH && text.bytes().all(|byte| BASE32.contains(&byte)));
+        if good { Ok(SessionId(text.to_owned())) } else { Err(NotASessionId) }
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A name that people gave: 1 to 64 bytes, nothing that could confuse a terminal or a log.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(String);
+
+/// A text that is no name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a name: expected 1 to {NAME_MAX} bytes without control characters, not beginning or ending in a space")]
+pub struct NotAName;
+
+impl FromStr for Name {
+    type Err = NotAName;
+
+    fn from_str(text: &str) -> Result<Name, NotAName> {
+        let good = (1..=NAME_MAX).contains(&text.len())
+            && !text.chars().any(|character| character.is_control() || is_invisible(character))
+            && text.trim() == text;
+        if good { Ok(Name(text.to_owned())) } else { Err(NotAName) }
+    }
+}
+
+/// Characters that change how their neighbours are shown (Unicode's bidirectional controls and
+/// separators): a name with one could pose as another.
+fn is_invisible(character: char) -> bool {
+    matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+impl Name {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A realm: 1 to 64 letters, digits, `.`, `_`, `-`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Realm(String);
+
+/// A text that is no realm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a realm: expected 1 to {NAME_MAX} letters, digits, '.', '_' or '-'")]
+pub struct NotARealm;
+
+impl FromStr for Realm {
+    type Err = NotARealm;
+
+    fn from_str(text: &str) -> Result<Realm, NotARealm> {
+        let good = (1..=NAME_MAX).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if good { Ok(Realm(text.to_owned())) } else { Err(NotARealm) }
+    }
+}
+
+impl Default for Realm {
+    fn default() -> Realm {
+        Realm(DEFAULT_REALM.to_owned())
+    }
+}
+
+impl Realm {
+    /// The realm as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Realm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where a session's token is good. `Tree` is the narrower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    /// For the leader and its descendants.
+    Tree,
+    /// For every process of the session's user.
+    Uid,
+}
+
+impl fmt::Display for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Binding::Tree => "tree",
+            Binding::Uid => "uid",
+        })
+    }
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndReason {
+    /// Its leader exited.
+    LeaderExited,
+    /// Its time was up.
+    Expired,
+    /// Somebody who may do so ended it.
+    Revoked,
+    /// The session that it came from ended.
+    ParentEnded,
+}
+
+impl EndReason {
+    /// The word for lists and logs.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            EndReason::LeaderExited => "leader_exited",
+            EndReason::Expired => "expired",
+            EndReason::Revoked => "revoked",
+            EndReason::ParentEnded => "parent_ended",
+        }
+    }
+}
+
+/// What a token stands for.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// Its name; not unique.
+    pub name: Name,
+    /// The group of sessions that it sees.
+    pub realm: Realm,
+    /// The user it belongs to.
+    pub uid: u32,
+    /// The process whose end ends it; the owner has none.
+    pub leader: Option<Identity>,
+    /// The leader's working directory when it began.
+    pub cwd: Option<PathBuf>,
+    /// The session that made it.
+    pub parent: Option<SessionId>,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// Where its token is good.
+    pub binding: Binding,
+    /// When it began.
+    pub created: Millis,
+    /// When it ends by itself.
+    pub expires: Option<Millis>,
+    /// Its token's public handle.
+    pub token_id: TokenId,
+}
+
+impl Session {
+    /// Whether this is the daemon's own session.
+    pub fn is_owner(&self) -> bool {
+        self.parent.is_none() && self.id.as_str() == OWNER
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_sort_by_age_and_are_read_back() {
+        let ids: Vec<_> =
+            [0, 1, 1_700_000_000_000, 1_700_000_000_001].map(|now| SessionId::generate(now).unwrap()).into();
+        assert!(ids.is_sorted());
+        for id in &ids {
+            assert_eq!(id.as_str().len(), ID_LENGTH);
+            assert_eq!(id.as_str().parse(), Ok(id.clone()));
+        }
+        for bad in ["", "Owner", "0123456789abcde", "0123456789abcdefg", "0123456789abcdeU", "0123456789abcdei"] {
+            assert_eq!(bad.parse::<SessionId>(), Err(NotASessionId), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_at_the_edge() {
+        assert!("n".repeat(NAME_MAX).parse::<Name>().is_ok());
+        assert!("n".repeat(NAME_MAX + 1).parse::<Name>().is_err());
+        assert!("a name, with ünïcode".parse::<Name>().is_ok());
+        for bad in ["", " a", "a ", "a\nb", "a\u{1b}[31m", "a\0", "a\u{202e}b", "a\u{200b}"] {
+            assert!(bad.parse::<Name>().is_err(), "{bad:?}");
+        }
+        assert!("r".repeat(NAME_MAX).parse::<Realm>().is_ok());
+        for bad in ["", "a b", "a/b", "ü", &"r".repeat(NAME_MAX + 1)] {
+            assert!(bad.parse::<Realm>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Scopes: what a session may do, as a closed list of kinds; a set of them can be narrowed, never widened.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Longest scope in bytes.
+pub const SCOPE_MAX: usize = 256;
+/// Most scopes of one session.
+pub const SCOPES_MAX: usize = 64;
+
+/// One thing a session may do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// `>`: everything, daemon included.
+    All,
+    /// A plain permission without an object.
+    Plain(Plain),
+    /// A permission on one named thing, or on subjects.
+    On(Kind, String),
+}
+
+/// Permissions without an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Plain {
+    /// `session:self`: to ask and change what concerns oneself.
+    SessionSelf,
+    /// `session:create`: to make sessions below one's own.
+    SessionCreate,
+    /// `daemon:manage`: to ask the daemon to reload or retire.
+    DaemonManage,
+    /// `metrics`: to read the daemon's numbers.
+    Metrics,
+    /// `verify`: to ask about other people's tokens.
+    Verify,
+}
+
+const PLAIN: [(&str, Plain); 5] = [
+    ("session:self", Plain::SessionSelf),
+    ("session:create", Plain::SessionCreate),
+    ("daemon:manage", Plain::DaemonManage),
+    ("metrics", Plain::Metrics),
+    ("verify", Plain::Verify),
+];
+
+/// Permissions with an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `events:publish:SUBJECT`, wildcards as in NATS.
+    Publish,
+    /// `events:subscribe:SUBJECT`, wildcards as in NATS.
+    Subscribe,
+    /// `service:NAME`: to use a service.
+    Service,
+    /// `serve:NAME`: to be a service.
+    Serve,
+}
+
+const KINDS: [(&str, Kind); 4] = [
+    ("events:publish:", Kind::Publish),
+    ("events:subscribe:", Kind::Subscribe),
+    ("service:", Kind::Service),
+    ("serve:", Kind::Serve),
+];
+
+/// A text that is no scope.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown scope {0:?}; known are session:self, session:create, events:publish:SUBJECT, events:subscribe:SUBJECT, service:NAME, serve:NAME, verify, metrics, daemon:manage")]
+pub struct UnknownScope(String);
+
+impl FromStr for Scope {
+    type Err = UnknownScope;
+
+    fn from_str(text: &str) -> Result<Scope, UnknownScope> {
+        let unknown = || UnknownScope(text.chars().take(SCOPE_MAX).collect());
+        if text.len() > SCOPE_MAX {
+            return Err(unknown());
+        }
+        if text == ">" {
+            return Ok(Scope::All);
+        }
+        if let Some((_, plain)) = PLAIN.iter().find(|(word, _)| *word == text) {
+            return Ok(Scope::Plain(*plain));
+        }
+        let (kind, object) = KINDS
+            .iter()
+            .find_map(|(word, kind)| text.strip_prefix(word).map(|object| (*kind, object)))
+            .ok_or_else(unknown)?;
+        let good = match kind {
+            Kind::Publish | Kind::Subscribe => is_subject_pattern(object),
+            Kind::Service | Kind::Serve => crate::wire::auth::is_service_name(object),
+        };
+        if good { Ok(Scope::On(kind, object.to_owned())) } else { Err(unknown()) }
+    }
+}
+
+/// NATS's rule: tokens between dots, none of them empty; `*` stands for one token, `>` for all that
+/// follow, and only at the end.
+fn is_subject_pattern(pattern: &str) -> bool {
+    let count = pattern.split('.').count();
+    pattern.split('.').enumerate().all(|(place, token)| match token {
+        ">" => place + 1 == count,
+        "*" => true,
+        token => {
+            !token.is_empty()
+                && !token.contains(['*', '>'])
+                && !token.chars().any(|character| character.is_whitespace() || character.is_control())
+        }
+    })
+}
+
+/// Whether every subject that `narrow` matches is matched by `wide` too.
+fn pattern_covers(wide: &str, narrow: &str) -> bool {
+    let (mut wide, mut narrow) = (wide.split('.'), narrow.split('.'));
+    loop {
+        match (wide.next(), narrow.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(token)) if token != ">" => {}
+            (Some(ours), Some(theirs)) if ours == theirs => {}
+            _ => return false,
+        }
+    }
+}
+
+impl Scope {
+    /// Whether who has this scope may do all that `other` permits.
+    pub fn covers(&self, other: &Scope) -> bool {
+        match (self, other) {
+            (Scope::All, _) => true,
+            (Scope::Plain(ours), Scope::Plain(theirs)) => ours == theirs,
+            (Scope::On(ours, wide), Scope::On(theirs, narrow)) if ours == theirs => match ours {
+                Kind::Publish | Kind::Subscribe => pattern_covers(wide, narrow),
+                Kind::Service | Kind::Serve => wide == narrow,
+            },
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::All => f.write_str(">"),
+            Scope::Plain(plain) => {
+                let word = PLAIN.iter().find(|(_, known)| known == plain).map(|(word, _)| *word);
+                f.write_str(word.unwrap_or_default())
+            }
+            Scope::On(kind, object) => {
+                let word = KINDS.iter().find(|(_, known)| known == kind).map(|(word, _)| *word);
+                write!(f, "{}{object}", word.unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// What a session may do.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Scopes(Vec<Scope>);
+
+impl Scopes {
+    /// The owner's: everything.
+    pub fn all() -> Scopes {
+        Scopes(vec![Scope::All])
+    }
+
+    /// What a session gets when nothing is asked for.
+    pub fn default_of_a_run() -> Scopes {
+        let everything = || ">".to_owned();
+        Scopes(vec![
+            Scope::Plain(Plain::SessionSelf),
+            Scope::Plain(Plain::SessionCreate),
+            Scope::On(Kind::Publish, everything()),
+            Scope::On(Kind::Subscribe, everything()),
+        ])
+    }
+
+    /// What was asked for, cut down to what `self` permits. `session:self` is always part of it:
+    /// a session may ask about and end itself. Where only a part of what is asked for is permitted,
+    /// that part is given.
+    #[must_use]
+    pub fn narrowed_to(&self, asked: &[Scope]) -> Scopes {
+        let mut narrowed = vec![Scope::Plain(Plain::SessionSelf)];
+        let mut add = |scope: &Scope| {
+            if !narrowed.contains(scope) {
+                narrowed.push(scope.clone());
+            }
+        };
+        for asked in asked {
+            if self.permits(asked) {
+                add(asked);
+            } else {
+                self.0.iter().filter(|ours| asked.covers(ours)).for_each(&mut add);
+            }
+        }
+        Scopes(narrowed)
+    }
+
+    /// Whether a session with these may do what `needed` permits.
+    pub fn permits(&self, needed: &Scope) -> bool {
+        self.0.iter().any(|scope| scope.covers(needed))
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Scope> {
+        self.0.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope(text: &str) -> Scope {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn scopes_are_read_and_written_alike() {
+        for text in [
+            ">", "session:self", "session:create", "daemon:manage", "metrics", "verify", "events:publish:build.>",
+            "events:subscribe:*.x", "service:docker", "serve:docker",
+        ] {
+            assert_eq!(scope(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn unknown_scopes_are_refused() {
+        let long = format!("service:{}", "a".repeat(SCOPE_MAX));
+        for bad in [
+            "", "session", "session:*", "session:others", "events:publish:", "events:publish:a..b",
+            "events:publish:>.a", "events:publish:a b", "events:publish:a*", "service:", "service:A", "service:*",
+            "all", ">>", &long,
+        ] {
+            assert!(bad.parse::<Scope>().is_err(), "{bad}");
+        }
+        let edge = format!("events:publish:{}", "a".repeat(SCOPE_MAX - "events:publish:".len()));
+        assert!(edge.parse::<Scope>().is_ok());
+        assert!(format!("{edge}a").parse::<Scope>().is_err());
+    }
+
+    #[test]
+    fn covering_follows_the_wildcards() {
+        let cases = [
+            (">", "daemon:manage", true),
+            ("session:self", "session:create", false),
+            ("events:publish:>", "events:publish:a.b", true),
+            ("events:publish:>", "events:publish:>", true),
+            ("events:publish:>", "events:subscribe:a", false),
+            ("events:publish:a.>", "events:publish:a", false),
+            ("events:publish:a.>", "events:publish:a.b.c", true),
+            ("events:publish:a.>", "events:publish:a.*.>", true),
+            ("events:publish:*", "events:publish:>", false),
+            ("events:publish:*.b", "events:publish:a.b", true),
+            ("events:publish:a.b", "events:publish:*.b", false),
+            ("events:publish:*.*", "events:publish:a.>", false),
+            ("service:a", "service:a", true),
+            ("service:a", "service:ab", false),
+            ("service:a", "serve:a", false),
+        ];
+        for (wide, narrow, expected) in cases {
+            assert_eq!(scope(wide).covers(&scope(narrow)), expected, "{wide} {narrow}");
+        }
+    }
+
+    #[test]
+    fn a_child_never_has_more_than_its_parent() {
+        let parent = Scopes(vec![scope("events:publish:build.>"), scope("service:docker")]);
+        let asked: Vec<_> =
+            ["events:publish:>", "events:subscribe:>", "service:docker", "service:podman", ">"].map(scope).into();
+        let child = parent.narrowed_to(&asked);
+        let words: Vec<_> = child.iter().map(ToString::to_string).collect();
+        assert_eq!(words, ["session:self", "events:publish:build.>", "service:docker"]);
+        for scope in child.iter().skip(1) {
+            assert!(parent.permits(scope));
+        }
+    }
+}
