@@ -1,1 +1,6 @@
-fn main(){}
+//! The program `authsock`.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    authsock::cli::main()
+}

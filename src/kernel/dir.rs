@@ -267,6 +267,16 @@ impl Dir {
         self.sync(&path)
     }
 
+    /// Gives a file of this directory the name of another, which is replaced.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), Unusable> {
+        fcntl::renameat(self.fd.as_fd(), from, self.fd.as_fd(), to)
+            .map_err(|errno| Unusable::io(&self.join(to), "replace", errno))?;
+        self.sync(&self.join(to))
+    }
+
     /// Removes a file; that it was gone already is no error.
     ///
     /// # Errors
@@ -283,6 +293,25 @@ impl Dir {
     /// # Errors
     /// [`Unusable`] if the file cannot be had. A lock that somebody else holds is `Ok(None)`.
     pub fn try_lock(&self, name: &str) -> Result<Option<Lock>, Unusable> {
+        let file = self.open_lock(name)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock { file })),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => Err(Unusable::io(&self.join(name), "lock", error)),
+        }
+    }
+
+    /// Waits for a lock, however long that takes.
+    ///
+    /// # Errors
+    /// [`Unusable`] if the file cannot be had.
+    pub fn lock(&self, name: &str) -> Result<Lock, Unusable> {
+        let file = self.open_lock(name)?;
+        file.lock().map_err(|error| Unusable::io(&self.join(name), "lock", error))?;
+        Ok(Lock { file })
+    }
+
+    fn open_lock(&self, name: &str) -> Result<File, Unusable> {
         let path = self.join(name);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let fd = fcntl::openat(self.fd.as_fd(), name, flags, Mode::from_bits_truncate(0o600)).map_err(
@@ -291,12 +320,7 @@ impl Dir {
                 errno => Unusable::io(&path, "open the lock", errno),
             },
         )?;
-        let file = File::from(fd);
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Lock { file })),
-            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-            Err(std::fs::TryLockError::Error(error)) => Err(Unusable::io(&path, "lock", error)),
-        }
+        Ok(File::from(fd))
     }
 
     fn sync(&self, path: &Path) -> Result<(), Unusable> {
@@ -306,6 +330,65 @@ impl Dir {
             Err(errno) => Err(Unusable::io(path, "write to disk", errno)),
         }
     }
+}
+
+/// A log file that is only ever added to: 0600, in a directory of ours. One that has grown beyond
+/// `limit` bytes makes room for a new one and stays as `NAME.old`.
+///
+/// # Errors
+/// [`Unusable`].
+pub fn open_log(path: &Path, limit: u64) -> Result<File, Unusable> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+        return Err(Unusable::new(path, Problem::NotA { expected: "file" }));
+    };
+    let dir = Dir::open_or_create(parent, own_uid())?;
+    if path.symlink_metadata().is_ok_and(|meta| meta.len() > limit) {
+        let old = format!("{name}.old");
+        fcntl::renameat(dir.fd.as_fd(), name, dir.fd.as_fd(), old.as_str())
+            .map_err(|errno| Unusable::io(path, "set aside", errno))?;
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let fd = fcntl::openat(dir.fd.as_fd(), name, flags | OFlag::O_NONBLOCK, Mode::from_bits_truncate(0o600))
+        .map_err(|errno| Unusable::io(path, "open", errno))?;
+    Ok(File::from(fd))
+}
+
+/// Reads a configuration file of at most `limit` bytes, which may be a link (people keep theirs
+/// elsewhere): its target must be ours or root's, and writable by nobody else.
+///
+/// # Errors
+/// [`Unusable`]; [`Problem::Missing`] when there is no such file.
+pub fn read_configuration(path: &Path, limit: usize) -> Result<String, Unusable> {
+    let fd = fcntl::open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|errno| match errno {
+            Errno::ENOENT => Unusable::new(path, Problem::Missing),
+            errno => Unusable::io(path, "read", errno),
+        })?;
+    let stat = stat::fstat(&fd).map_err(|errno| Unusable::io(path, "examine", errno))?;
+    if file_type(&stat) != SFlag::S_IFREG {
+        return Err(Unusable::new(path, Problem::NotA { expected: "regular file" }));
+    }
+    if stat.st_uid != own_uid() && stat.st_uid != 0 {
+        return Err(Unusable::new(path, Problem::NotOurs { owner: stat.st_uid, expected: own_uid() }));
+    }
+    let mode = permissions(&stat);
+    if mode & 0o022 != 0 {
+        return Err(Unusable::new(path, Problem::OthersMayWrite { mode }));
+    }
+    let mut text = String::new();
+    File::from(fd)
+        .take(limit as u64 + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| Unusable::io(path, "read", error))?;
+    if text.len() > limit {
+        return Err(Unusable::new(path, Problem::TooLarge { limit }));
+    }
+    Ok(text)
+}
+
+/// Whom a lock file names as its holder; for messages only.
+pub fn noted_holder(path: &Path) -> Option<u32> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// A lock that ends with this value, or with the process.

@@ -1,7 +1,7 @@
 //! Descriptors: close-on-exec, what kind one is, and reading one that another process passed down.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -137,9 +137,13 @@ pub(crate) fn close_from(first: RawFd) {
     }
 }
 
-/// The number of a descriptor, for messages.
-pub fn number(fd: &impl AsRawFd) -> RawFd {
-    fd.as_raw_fd()
+/// Whether standard error leads to systemd's journal: `JOURNAL_STREAM` names its device and inode
+/// (systemd.exec(5)), and is inherited by programs whose standard error leads elsewhere.
+pub fn stderr_is_journal(env: crate::place::Env<'_>) -> bool {
+    let Some(stream) = env("JOURNAL_STREAM") else { return false };
+    let Some((device, inode)) = stream.to_str().and_then(|stream| stream.split_once(':')) else { return false };
+    fstat(std::io::stderr())
+        .is_ok_and(|stat| device == stat.st_dev.to_string() && inode == stat.st_ino.to_string())
 }
 
 #[cfg(test)]

@@ -5,4 +5,5 @@ pub mod dir;
 pub mod fds;
 pub mod peer;
 pub mod process;
+pub mod signals;
 pub mod socket;

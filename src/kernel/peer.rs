@@ -109,6 +109,23 @@ impl Peer {
         }
     }
 
+    /// A hold on the peer's process of the caller's own. Where the kernel gives no pidfds of peers,
+    /// one is opened by number, and kept if the process that has the number now started when the
+    /// peer did.
+    ///
+    /// # Errors
+    /// `ESRCH` if the process has ended; `ENOSYS` where there are no pidfds.
+    pub fn open_process(&self) -> io::Result<Process> {
+        let start = match &self.process {
+            Hold::Held(process) => return process.try_clone(),
+            Hold::Unsupported { start } => *start,
+            Hold::Gone => None,
+        };
+        let opened = Process::open(self.pid)?;
+        let same = start.is_some() && super::process::start_time(self.pid) == start;
+        if same && opened.is_alive() { Ok(opened) } else { Err(nix::errno::Errno::ESRCH.into()) }
+    }
+
     /// The process, if it is held.
     pub fn held(&self) -> Option<&Process> {
         match &self.process {

@@ -1,7 +1,9 @@
 //! Socket files: one that is examined and connected to without a gap, one that is born private, and listeners that others made.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+#[cfg(not(target_os = "linux"))]
+use std::os::fd::AsFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -276,6 +278,7 @@ pub fn examine_listener(fd: BorrowedFd<'_>) -> Result<PathBuf, NotAListener> {
 mod tests {
     use super::*;
     use crate::kernel::dir::own_uid;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     fn fixture() -> (tempfile::TempDir, SocketPath) {

@@ -240,9 +240,9 @@ impl Registry {
             .or_else(|| self.ended.get(&token_id).map(|ended| &ended.verifier))
     }
 
-    /// Whether this is a token of the owner's session.
-    pub fn is_owner_token(&self, token_id: TokenId) -> bool {
-        self.credentials.get(&token_id).is_some_and(|credential| credential.session == SessionId::owner())
+    /// Whether a token still stands for a session, and when its grace ends if it was rotated.
+    pub fn grace_of(&self, token_id: TokenId) -> Option<Option<Millis>> {
+        self.credentials.get(&token_id).map(|credential| credential.until)
     }
 
     /// Lets somebody in whose token is proven, or says why not. The order of the checks: the token

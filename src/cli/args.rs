@@ -1,0 +1,200 @@
+//! What may be said on the command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::session::Binding;
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0    done
+  1    the daemon answered with an error
+  2    the command line makes no sense
+  3    no daemon: it cannot be reached, cannot be started, or cannot serve
+  4    refused: by the daemon, or by this program because of what listens there
+  125  run: authsock itself failed, CMD was not started
+  126  run: CMD cannot be executed
+  127  run: there is no such CMD
+  else run: CMD's own code, or 128 plus the number of the signal that ended it
+
+Environment:
+  AUTHSOCK_SOCKET      the socket to use
+  AUTHSOCK_TOKEN_FILE  a file that holds the token
+  AUTHSOCK_TOKEN_FD    an inherited descriptor that holds the token
+  AUTHSOCK_TOKEN       the token itself (for tests)
+  AUTHSOCK_LOG         what is logged: error, warn, info, debug, trace";
+
+/// Authenticated local sockets: every connection has a proven peer, and every request belongs to a
+/// session.
+#[derive(Debug, Parser)]
+#[command(name = "authsock", version, about, after_help = AFTER_HELP, disable_help_subcommand = true)]
+pub struct Args {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, clap::Args)]
+pub(super) struct Common {
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// The daemon's socket, instead of looking for one
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(super) socket: Option<PathBuf>,
+    /// The file that holds the token, instead of looking for one
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(super) token_file: Option<PathBuf>,
+    /// A configuration file, instead of ~/.config/authsock/config.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// How long to wait for the daemon, in seconds
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(super) timeout: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Be the daemon, on a socket that an init system (or a client) passed
+    Serve(Serve),
+    /// Run a program as a session that it can prove
+    Run(Run),
+    /// Show which session this process belongs to
+    Whoami,
+    /// Show how the daemon does
+    Status,
+    /// Call a method of the daemon
+    Call(Call),
+    /// List or end sessions
+    #[command(subcommand)]
+    Session(Session),
+    /// Replace the token of the session that this process belongs to
+    #[command(subcommand)]
+    Token(Token),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Serve {
+    /// Started by a client, which holds the other end of standard error
+    #[arg(long, hide = true)]
+    pub(super) on_demand: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Run {
+    /// The session's name [default: CMD's file name]
+    #[arg(long, value_name = "N")]
+    pub(super) name: Option<String>,
+    /// The realm, for the owner only [default: the parent's]
+    #[arg(long, value_name = "R")]
+    pub(super) realm: Option<String>,
+    /// How long the session may live: seconds, or a number with s, m, h or d
+    #[arg(long, value_name = "T", value_parser = duration)]
+    pub(super) ttl: Option<u64>,
+    /// A scope of the session; replaces the default ones, may be repeated
+    #[arg(long, value_name = "SCOPE")]
+    pub(super) allow: Vec<String>,
+    /// Where the session's token is good: in CMD's process tree, or for the whole user
+    #[arg(long, value_enum)]
+    pub(super) bind: Option<Bind>,
+    /// The program, and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Bind {
+    Uid,
+    Tree,
+}
+
+impl From<Bind> for Binding {
+    fn from(bind: Bind) -> Binding {
+        match bind {
+            Bind::Uid => Binding::Uid,
+            Bind::Tree => Binding::Tree,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Call {
+    /// The method, such as whoami
+    pub(super) method: String,
+    /// Its parameters as JSON; - reads them from standard input
+    pub(super) params: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Session {
+    /// List the living sessions of this realm
+    List {
+        /// Another realm (owner only)
+        #[arg(long, conflicts_with = "all_realms")]
+        realm: Option<String>,
+        /// All realms (owner only)
+        #[arg(long)]
+        all_realms: bool,
+    },
+    /// End a session and all that came from it
+    Revoke {
+        /// Its id
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Token {
+    /// Make a new token; the old one still connects for a minute
+    Rotate {
+        /// The old token is worth nothing at once
+        #[arg(long)]
+        now: bool,
+    },
+}
+
+/// Seconds, or a number with a unit.
+fn duration(text: &str) -> Result<u64, String> {
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b's') => (&text[..text.len() - 1], 1),
+        Some(b'm') => (&text[..text.len() - 1], 60),
+        Some(b'h') => (&text[..text.len() - 1], 3600),
+        Some(b'd') => (&text[..text.len() - 1], 86_400),
+        _ => (text, 1),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a number, perhaps with s, m, h or d".to_owned())?;
+    number.checked_mul(factor).filter(|seconds| *seconds > 0).ok_or_else(|| "out of range".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        for (text, seconds) in [("90", 90), ("90s", 90), ("2m", 120), ("1h", 3600), ("1d", 86_400)] {
+            assert_eq!(duration(text), Ok(seconds));
+        }
+        for bad in ["", "m", "0", "1w", "-1", "1.5h", "99999999999999999999d", "ü"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_command_is_the_command_s() {
+        let args = Args::try_parse_from(["authsock", "run", "--name", "n", "ls", "--json", "-x"]).unwrap();
+        let Verb::Run(run) = args.verb else { panic!() };
+        assert_eq!(run.command, ["ls", "--json", "-x"]);
+        assert!(!args.common.json);
+    }
+}

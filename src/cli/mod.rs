@@ -1,0 +1,155 @@
+//! The command line: verbs, output for people and for programs, and few, documented exit codes.
+#![forbid(unsafe_code)]
+
+mod args;
+mod call;
+mod logging;
+mod output;
+mod run;
+mod serve;
+mod session;
+mod status;
+mod token;
+mod whoami;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::client::{CallError, Client, ConnectError, Options};
+use args::{Args, Common, Verb};
+use output::Output;
+
+pub use args::Args as CommandLine;
+
+/// Exit codes; `--help` and the README list them.
+pub mod exit {
+    /// Done.
+    pub const OK: u8 = 0;
+    /// The daemon answered with an error.
+    pub const FAILED: u8 = 1;
+    /// The command line makes no sense.
+    pub const USAGE: u8 = 2;
+    /// There is no daemon: it cannot be reached, cannot be started, or cannot serve.
+    pub const NO_DAEMON: u8 = 3;
+    /// The daemon refused this process or its token, or this program refused what listens there.
+    pub const REFUSED: u8 = 4;
+    /// `run`: authsock itself failed; CMD was not started.
+    pub const RUN_FAILED: u8 = 125;
+    /// `run`: CMD cannot be executed.
+    pub const RUN_NOT_EXECUTABLE: u8 = 126;
+    /// `run`: there is no such CMD.
+    pub const RUN_NOT_FOUND: u8 = 127;
+    /// `run`: CMD was ended by a signal; the signal's number is added.
+    pub const RUN_SIGNALLED: u8 = 128;
+}
+
+/// What a verb ends with when it does not succeed.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    fn new(code: u8, message: impl std::fmt::Display) -> Failure {
+        Failure { code, message: message.to_string() }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Failure {
+        let code = match &error {
+            ConnectError::Handshake { .. } => match error.refusal_code() {
+                Some("unavailable" | "busy" | "timeout") => exit::NO_DAEMON,
+                _ => exit::REFUSED,
+            },
+            ConnectError::Token(_) => exit::REFUSED,
+            _ => exit::NO_DAEMON,
+        };
+        Failure::new(code, error)
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Failure {
+        let code = match &error {
+            CallError::Refused(_) => exit::FAILED,
+            _ => exit::NO_DAEMON,
+        };
+        Failure::new(code, error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::new(exit::FAILED, error)
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    // Descriptors are adopted and the environment is read before anything could start a thread.
+    let Args { common, verb } = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    let output = Output::new(common.json);
+    let done = match verb {
+        Verb::Serve(args) => serve::serve(&common, &args),
+        Verb::Run(args) => return finish_run(run::run(&common, args), &output),
+        Verb::Whoami => with_client(&common, async |client| whoami::whoami(client, &output).await),
+        Verb::Status => with_client(&common, async |client| status::status(client, &output).await),
+        Verb::Call(args) => with_client(&common, async |client| call::call(client, &args, &output).await),
+        Verb::Session(verb) => {
+            with_client(&common, async |client| session::session(client, &verb, &output).await)
+        }
+        Verb::Token(verb) => with_client(&common, async |client| token::token(client, &common, &verb, &output).await),
+    };
+    match done {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err(failure) => report(&failure, &output),
+    }
+}
+
+fn finish_run(done: Result<u8, Failure>, output: &Output) -> ExitCode {
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => report(&failure, output),
+    }
+}
+
+fn report(failure: &Failure, output: &Output) -> ExitCode {
+    output.error(failure.code, &failure.message);
+    ExitCode::from(failure.code)
+}
+
+/// What the common options say of how to connect.
+fn client_options(common: &Common) -> Options {
+    Options {
+        socket: common.socket.clone(),
+        token_file: common.token_file.clone(),
+        config: common.config.clone(),
+        program: std::env::current_exe().ok(),
+        timeout: common.timeout.map(std::time::Duration::from_secs),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| Failure::new(exit::NO_DAEMON, format!("cannot begin: {error}")))
+}
+
+fn with_client(
+    common: &Common,
+    verb: impl AsyncFnOnce(&mut Client) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    logging::for_a_client();
+    runtime()?.block_on(async {
+        let mut client = Client::connect(&client_options(common)).await?;
+        verb(&mut client).await
+    })
+}

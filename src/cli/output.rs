@@ -1,0 +1,126 @@
+//! How results and errors are printed: aligned for people, JSON for programs, colours on a terminal only.
+
+use std::io::{self, IsTerminal, Write};
+
+use serde_json::{Value, json};
+
+/// Where results go.
+#[derive(Debug)]
+pub(super) struct Output {
+    json: bool,
+    colour: bool,
+}
+
+impl Output {
+    pub(super) fn new(json: bool) -> Output {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Output { json, colour: wanted && !dumb && io::stdout().is_terminal() }
+    }
+
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// A value, for programs: one line.
+    pub(super) fn value(&self, value: &Value) -> io::Result<()> {
+        let text = if self.json || !io::stdout().is_terminal() {
+            serde_json::to_string(value)
+        } else {
+            serde_json::to_string_pretty(value)
+        };
+        self.print(&format!("{}\n", text.map_err(io::Error::other)?))
+    }
+
+    /// Names and what they stand for, below each other.
+    pub(super) fn fields(&self, fields: &[(&str, String)]) -> io::Result<()> {
+        let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let mut text = String::new();
+        for (name, value) in fields {
+            let name = self.bold(&format!("{name:width$}"));
+            text.push_str(&format!("{name}  {}\n", printable(value)));
+        }
+        self.print(&text)
+    }
+
+    /// A table with a heading.
+    pub(super) fn table(&self, heading: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+        let rows: Vec<Vec<String>> =
+            rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+        let widths: Vec<usize> = (0..heading.len())
+            .map(|column| {
+                let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+                cells.chain([heading[column].len()]).max().unwrap_or(0)
+            })
+            .collect();
+        let line = |cells: &mut dyn Iterator<Item = &str>| {
+            let padded: Vec<String> =
+                cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width)).collect();
+            padded.join("  ").trim_end().to_owned()
+        };
+        let mut text = format!("{}\n", self.bold(&line(&mut heading.iter().copied())));
+        for row in &rows {
+            text.push_str(&line(&mut row.iter().map(String::as_str)));
+            text.push('\n');
+        }
+        self.print(&text)
+    }
+
+    /// What went wrong, on standard error: a sentence for people, an object for programs.
+    pub(super) fn error(&self, code: u8, message: &str) {
+        let text = if self.json {
+            format!("{}\n", json!({ "error": { "exit_code": code, "message": message } }))
+        } else {
+            format!("authsock: {}\n", message.trim_end())
+        };
+        let _ = io::stderr().write_all(text.as_bytes());
+    }
+
+    fn bold(&self, text: &str) -> String {
+        if self.colour { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn print(&self, text: &str) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            // A reader that has seen enough is no failure.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            done => done,
+        }
+    }
+}
+
+/// Text that cannot steer a terminal.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|character| if character.is_control() { character.escape_debug().collect() } else { vec![character] }).collect()
+}
+
+/// A field of a result as text; `-` if it is missing.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}
+
+/// How long ago or ahead, in one unit.
+pub(super) fn span(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_shown_and_not_sent() {
+        assert_eq!(printable("a\u{1b}[31mb\nü"), "a\\u{1b}[31mb\\nü");
+    }
+}

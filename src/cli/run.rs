@@ -1,0 +1,167 @@
+//! `authsock run`: mints a session's token, hands a program the way to it, and is the session's leader for as long as the program runs.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Map, Value};
+
+use super::args::{Common, Run};
+use super::token::verifier_param;
+use super::{Failure, client_options, exit, logging, runtime};
+use crate::client::Client;
+use crate::client::connect::places;
+use crate::kernel::dir::{Dir, Lock, own_uid};
+use crate::kernel::{process, signals};
+use crate::place::{TOKEN_FILE, var};
+use crate::secret::file;
+use crate::secret::random;
+use crate::secret::token::Token;
+use crate::session::{Binding, NAME_MAX, Name};
+
+/// File that is locked for as long as a session's directory is in use.
+const IN_USE: &str = "in-use";
+
+/// Runs a program as a session; returns its exit code.
+pub(super) fn run(common: &Common, args: Run) -> Result<u8, Failure> {
+    logging::for_a_client();
+    // Whatever keeps the session from beginning keeps the program from starting.
+    let cannot = |error: &dyn std::fmt::Display| Failure::new(exit::RUN_FAILED, error);
+    let token = Token::generate().map_err(|error| cannot(&error))?;
+    let home = TokenHome::make(&token).map_err(|error| cannot(&error))?;
+    let socket = begin(common, &args, &token).map_err(|failure| Failure { code: exit::RUN_FAILED, ..failure })?;
+    drop(token);
+    if let Err(error) = process::become_subreaper() {
+        tracing::debug!("descendants that daemonise leave the session's tree: {error}");
+    }
+    let mut words = args.command.iter();
+    let program = words.next().ok_or_else(|| Failure::new(exit::USAGE, "CMD is missing"))?;
+    let mut command = Command::new(program);
+    command.args(words);
+    for name in var::NAMED_SOURCES {
+        command.env_remove(name);
+    }
+    command.env(var::TOKEN_FILE, home.token_path()).env(var::SOCKET, socket);
+    if let Some(path) = path_with_ourselves() {
+        command.env("PATH", path);
+    }
+    let ended = signals::keep(&mut command);
+    // The session ends with its leader, which is this process; its file goes before.
+    drop(home);
+    match ended {
+        Ok(status) => Ok(match (status.code(), status.signal()) {
+            (Some(code), _) => u8::try_from(code & 0xff).unwrap_or(exit::FAILED),
+            (None, signal) => exit::RUN_SIGNALLED.saturating_add(u8::try_from(signal.unwrap_or(0)).unwrap_or(0)),
+        }),
+        Err(error) => {
+            let code = match error.kind() {
+                io::ErrorKind::NotFound => exit::RUN_NOT_FOUND,
+                io::ErrorKind::PermissionDenied => exit::RUN_NOT_EXECUTABLE,
+                _ if error.raw_os_error() == Some(libc::ENOEXEC) => exit::RUN_NOT_EXECUTABLE,
+                _ => exit::RUN_FAILED,
+            };
+            Err(Failure::new(code, format!("cannot run {}: {error}", Path::new(program).display())))
+        }
+    }
+}
+
+/// Makes the session, and returns the socket by which its daemon is reached. The runtime, and all
+/// its threads, are gone when this returns.
+fn begin(common: &Common, args: &Run, token: &Token) -> Result<PathBuf, Failure> {
+    let mut params = Map::new();
+    params.insert("name".into(), name(args).as_str().into());
+    params.insert("verifier".into(), verifier_param(token));
+    if let Some(realm) = &args.realm {
+        params.insert("realm".into(), realm.as_str().into());
+    }
+    if let Some(ttl) = args.ttl {
+        params.insert("ttl_seconds".into(), ttl.into());
+    }
+    if !args.allow.is_empty() {
+        params.insert("scopes".into(), args.allow.clone().into());
+    }
+    if let Some(bind) = args.bind {
+        params.insert("binding".into(), Binding::from(bind).to_string().into());
+    }
+    runtime()?.block_on(async {
+        let mut client = Client::connect(&client_options(common)).await?;
+        client.call("session.create", Some(&Value::Object(params))).await?;
+        Ok(client.socket().to_path_buf())
+    })
+}
+
+/// The session's name: given, or the program's file name as far as it makes a name.
+fn name(args: &Run) -> String {
+    if let Some(name) = &args.name {
+        return name.clone();
+    }
+    let program = args.command.first().map(Path::new).and_then(Path::file_name).unwrap_or(OsStr::new("run"));
+    let mut name = program.to_string_lossy().into_owned();
+    while name.len() > NAME_MAX {
+        name.pop();
+    }
+    if name.parse::<Name>().is_ok() { name } else { "run".to_owned() }
+}
+
+/// PATH with our own directory first, if `authsock` would not be found otherwise.
+fn path_with_ourselves() -> Option<std::ffi::OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_found = std::env::split_paths(&path)
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .any(|dir| dir.join("authsock").is_file());
+    if is_found {
+        return None;
+    }
+    let own = std::env::current_exe().ok()?;
+    let dirs = std::iter::once(own.parent()?.to_path_buf()).chain(std::env::split_paths(&path));
+    std::env::join_paths(dirs).ok()
+}
+
+/// A private directory that holds one session's token, for as long as this lives.
+struct TokenHome {
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl TokenHome {
+    /// Makes the directory, 0700, with the token in it, 0600; sweeps away what others that were
+    /// killed left behind.
+    fn make(token: &Token) -> Result<TokenHome, Box<dyn std::error::Error>> {
+        let places = places();
+        Dir::open_or_create(places.runtime(), own_uid())?;
+        let runs = Dir::open_or_create(&places.runs(), own_uid())?;
+        sweep(runs.path());
+        let name = hex::encode(random::bytes::<8>()?);
+        // Under a name that nobody sweeps until it is locked.
+        let new = runs.path().join(format!(".{name}"));
+        let dir = Dir::open_or_create(&new, own_uid())?;
+        let lock = dir.try_lock(IN_USE)?.ok_or("a directory that was just made is locked")?;
+        file::store(&dir, TOKEN_FILE, token)?;
+        let path = runs.path().join(name);
+        std::fs::rename(&new, &path)?;
+        Ok(TokenHome { path, _lock: lock })
+    }
+
+    fn token_path(&self) -> PathBuf {
+        self.path.join(TOKEN_FILE)
+    }
+}
+
+impl Drop for TokenHome {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes directories whose `run` was killed: nobody holds their lock.
+fn sweep(runs: &Path) {
+    let Ok(entries) = std::fs::read_dir(runs) else { return };
+    for entry in entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b".")) {
+        let Ok(dir) = Dir::open(&entry.path(), own_uid()) else { continue };
+        if let Ok(Some(_unused)) = dir.try_lock(IN_USE) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! `authsock status`: how the daemon does.
+
+use super::Failure;
+use super::output::{Output, span, text};
+use crate::client::Client;
+
+pub(super) async fn status(client: &mut Client, output: &Output) -> Result<(), Failure> {
+    let answer = client.call("status", None).await?;
+    if output.is_json() {
+        return Ok(output.value(&answer)?);
+    }
+    let activation = match answer["activation"].as_str() {
+        Some("on_demand") => "on demand, by a client".into(),
+        Some("init") => "by the init system".into(),
+        _ => text(&answer["activation"]),
+    };
+    let idle = match answer["idle_exit_seconds"].as_u64() {
+        Some(0) | None => "never".into(),
+        Some(seconds) => format!("after {}", span(seconds)),
+    };
+    let mut fields = vec![
+        ("daemon", format!("authsock {}, process {}", text(&answer["version"]), text(&answer["pid"]))),
+        ("socket", text(&answer["sockets"])),
+        ("started", activation),
+        ("running for", span(answer["uptime_seconds"].as_u64().unwrap_or(0))),
+        ("connections", text(&answer["connections"])),
+        ("sessions", text(&answer["sessions"])),
+        ("idle exit", idle),
+    ];
+    for complaint in answer["complaints"].as_array().into_iter().flatten() {
+        fields.push(("complaint", text(complaint)));
+    }
+    Ok(output.fields(&fields)?)
+}

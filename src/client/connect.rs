@@ -1,0 +1,414 @@
+//! From nothing to a proven connection: which socket, starting a daemon on demand, the handshake, and what is tried again.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout_at};
+use zeroize::Zeroizing;
+
+use super::calls::Client;
+use crate::config::Config;
+use crate::credential::discover::{self, Found, NoToken};
+use crate::handshake::client::{self as machine, Bound, Failure, OwnProcess, RelayPolicy};
+use crate::init::ondemand::{self, CannotStart};
+use crate::kernel::dir::{is_private, own_uid, platform_temp};
+use crate::kernel::process::{self, Pid, Process};
+use crate::kernel::socket::{BadSocket, CheckedSocket};
+use crate::place::{BadSocketPath, Places, SocketPath, var};
+use crate::secret::random;
+use crate::secret::token::Token;
+use crate::wire::auth::{AUTH_LINE_MAX, Answer, CONTROL, Hex32, SessionBrief};
+use crate::wire::line::Lines;
+
+/// First and longest pause before a full queue, a busy daemon, or one that just ended is tried
+/// again. The kernel has no event for a queue that has room again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+/// How often a connection that ended before the daemon said anything is tried again.
+const LOST_MAX: u32 = 20;
+
+/// What a caller may say of how to connect.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The socket, instead of looking for one.
+    pub socket: Option<PathBuf>,
+    /// The token's file, instead of looking for one.
+    pub token_file: Option<PathBuf>,
+    /// A configuration file, instead of the usual one.
+    pub config: Option<PathBuf>,
+    /// The authsock program, to start a daemon with where none is installed; without it none is
+    /// started.
+    pub program: Option<PathBuf>,
+    /// How long everything may take; by default `client.timeout_seconds`.
+    pub timeout: Option<Duration>,
+}
+
+/// Why there is no connection. Each names the thing and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The socket's path cannot be used.
+    #[error(transparent)]
+    Path(#[from] BadSocketPath),
+    /// The socket itself cannot be used.
+    #[error("{problem}{advice}", advice = .route.advice(.problem))]
+    Socket {
+        /// What is wrong with it.
+        problem: BadSocket,
+        /// How it was found.
+        route: Route,
+    },
+    /// No daemon could be started.
+    #[error(transparent)]
+    Start(#[from] CannotStart),
+    /// There is no token.
+    #[error(transparent)]
+    Token(#[from] NoToken),
+    /// The handshake failed.
+    #[error("{failure} ({route})")]
+    Handshake {
+        /// How.
+        failure: Failure,
+        /// Where.
+        route: Route,
+    },
+    /// The connection ended without a word, again and again.
+    #[error("the connection to {0} ends before the daemon says anything: it could not start{look}", look = .0.look())]
+    Lost(Route),
+    /// Too slow.
+    #[error("no answer from {0} within {1:?}{look}", look = .0.look())]
+    Timeout(Route, Duration),
+    /// The operating system gives no random bytes.
+    #[error(transparent)]
+    NoRandomness(#[from] random::NoRandomness),
+}
+
+impl ConnectError {
+    /// The code of the daemon's refusal, if it refused.
+    pub fn refusal_code(&self) -> Option<&str> {
+        match self {
+            ConnectError::Handshake { failure, .. } => failure.code(),
+            _ => None,
+        }
+    }
+}
+
+/// How a client reaches its daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// By a path that somebody named.
+    Named(PathBuf),
+    /// By the init system's socket.
+    Init(PathBuf),
+    /// By the socket of a daemon that a client started.
+    OnDemand(PathBuf),
+}
+
+impl Route {
+    fn path(&self) -> &Path {
+        match self {
+            Route::Named(path) | Route::Init(path) | Route::OnDemand(path) => path,
+        }
+    }
+
+    /// Where to look when a daemon that should be there is not.
+    fn look(&self) -> &'static str {
+        match self {
+            Route::Init(_) if cfg!(target_os = "macos") => "; see ~/Library/Logs/authsock/log",
+            Route::Init(_) => "; see `systemctl --user status authsock.service`",
+            Route::Named(_) | Route::OnDemand(_) => "",
+        }
+    }
+
+    fn advice(&self, problem: &BadSocket) -> String {
+        match (self, problem) {
+            (Route::Init(_), BadSocket::Refused(_)) => {
+                "; start it with `systemctl --user start authsock.socket`, and see `systemctl --user status authsock.service`; if authsock is not installed any more, remove the file".into()
+            }
+            (Route::Named(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => {
+                format!("; it was named by --socket or {}", var::SOCKET)
+            }
+            (Route::OnDemand(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => format!(
+                "; no daemon runs, and none is started where {} or a token is set",
+                var::SOCKET
+            ),
+            _ => String::new(),
+        }
+    }
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.path().display().fmt(f)
+    }
+}
+
+/// This user's places, as every client and the daemon see them.
+pub fn places() -> Places {
+    Places::of_user(&discover::trusted_env, own_uid(), is_private, platform_temp())
+}
+
+/// Which way leads to the daemon: given; `AUTHSOCK_SOCKET`; the init system's socket; on demand.
+fn route(places: &Places, given: Option<&Path>) -> Route {
+    let named = given.map(Path::to_path_buf).or_else(|| {
+        // A session of an on-demand daemon survives a later installation: its name for the socket
+        // means the usual order.
+        let named = discover::trusted_env(var::SOCKET).map(PathBuf::from);
+        named.filter(|path| *path != places.ondemand_socket())
+    });
+    if let Some(path) = named {
+        return Route::Named(path);
+    }
+    let init = places.init_socket();
+    if init.symlink_metadata().is_ok() { Route::Init(init) } else { Route::OnDemand(places.ondemand_socket()) }
+}
+
+/// What one attempt came to, when it did not succeed.
+enum Attempt {
+    /// It makes no sense to try again.
+    Failed(ConnectError),
+    /// The connection ended before the daemon said anything.
+    Lost,
+    /// The daemon is there but full.
+    Busy(Failure),
+    /// The daemon runs now, so that the owner's token must be there.
+    TokenShouldExist,
+}
+
+impl<E: Into<ConnectError>> From<E> for Attempt {
+    fn from(error: E) -> Attempt {
+        Attempt::Failed(error.into())
+    }
+}
+
+struct Connector<'a> {
+    options: &'a Options,
+    places: Places,
+    relay: RelayPolicy,
+    deadline: Instant,
+    timeout: Duration,
+}
+
+/// Connects: finds the daemon (or starts it), lets it prove itself, proves the token.
+///
+/// Not cancel safe in that a daemon may have been started; nothing else is left behind.
+///
+/// # Errors
+/// [`ConnectError`].
+pub async fn connect(options: &Options) -> Result<Client, ConnectError> {
+    let places = places();
+    // What is wrong with the configuration is the daemon's to say; the defaults are the stricter.
+    let config = Config::load(places.config(), options.config.as_deref()).unwrap_or_default();
+    let timeout = options.timeout.unwrap_or(config.client_timeout);
+    let relay = if config.allow_unbound { RelayPolicy::AllowUnbound } else { RelayPolicy::Refuse };
+    Connector { options, places, relay, deadline: Instant::now() + timeout, timeout }.run().await
+}
+
+impl Connector<'_> {
+    async fn run(&self) -> Result<Client, ConnectError> {
+        let mut pause = PAUSE.0;
+        let mut lost = 0;
+        let mut stale: Option<Token> = None;
+        let mut waited_for_token = false;
+        loop {
+            let route = route(&self.places, self.options.socket.as_deref());
+            let found = match self.token() {
+                Ok(found) => Some(found),
+                // The first activation makes it; once a daemon answers, it must be there.
+                Err(NoToken::NotYet(_)) if !waited_for_token => None,
+                Err(error) => return Err(error.into()),
+            };
+            // Not the same stale token once more.
+            if let (Some(stale), Some(found)) = (&stale, &found)
+                && *stale == found.token
+            {
+                return Err(ConnectError::Handshake { failure: Failure::StaleTokenOrImpostor, route });
+            }
+            let attempt = match timeout_at(self.deadline, self.attempt(&route, found.as_ref())).await {
+                Ok(Ok(client)) => return Ok(client),
+                Ok(Err(attempt)) => attempt,
+                Err(_) => return Err(ConnectError::Timeout(route, self.timeout)),
+            };
+            match attempt {
+                Attempt::Failed(ConnectError::Handshake { failure: Failure::StaleTokenOrImpostor, route }) => {
+                    // The token may have been rotated since it was read: one fresh look.
+                    match found {
+                        Some(found) if stale.is_none() => stale = Some(found.token),
+                        _ => return Err(ConnectError::Handshake { failure: Failure::StaleTokenOrImpostor, route }),
+                    }
+                    continue;
+                }
+                Attempt::Failed(error) => return Err(error),
+                Attempt::TokenShouldExist => {
+                    waited_for_token = true;
+                    continue;
+                }
+                Attempt::Lost => {
+                    lost += 1;
+                    if lost > LOST_MAX {
+                        return Err(ConnectError::Lost(route));
+                    }
+                }
+                Attempt::Busy(failure) if Instant::now() + pause >= self.deadline => {
+                    return Err(ConnectError::Handshake { failure, route });
+                }
+                Attempt::Busy(_) => {}
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    fn token(&self) -> Result<Found, NoToken> {
+        discover::token(&discover::trusted_env, &self.places, self.options.token_file.as_deref())
+    }
+
+    async fn attempt(&self, route: &Route, found: Option<&Found>) -> Result<Client, Attempt> {
+        let stream = self.open(route).await?;
+        let process = own_process();
+        // Without a token yet, a daemon that was just started has made it; where an init system is
+        // still starting one, a random token serves to learn that it is up.
+        let (token, is_real) = match found {
+            Some(found) => (found.token.clone(), true),
+            None => match self.token() {
+                Ok(found) => (found.token, true),
+                Err(_) => (Token::generate().map_err(ConnectError::from)?, false),
+            },
+        };
+        let nonce = Hex32(random::bytes().map_err(ConnectError::from)?);
+        let mut talk = Talk { stream, lines: Lines::new(AUTH_LINE_MAX) };
+        let (opening, expected) = machine::start(&token, CONTROL, nonce, process);
+        // A daemon that refuses at once may have closed already; what it said can still be read.
+        let sent = talk.write(opening.as_bytes()).await;
+        let Some(line) = talk.line().await else { return Err(Attempt::Lost) };
+        let failed = |failure: Failure| match &failure {
+            Failure::Refused { brief, .. } if brief.code == "busy" => Attempt::Busy(failure),
+            _ => Attempt::Failed(ConnectError::Handshake { failure, route: route.clone() }),
+        };
+        if !is_real {
+            return match Answer::read(&line) {
+                Ok(Answer::Challenge(_)) => Err(Attempt::TokenShouldExist),
+                Ok(Answer::Refused(brief)) => Err(failed(Failure::Refused { brief, genuine: false })),
+                Ok(Answer::Accepted(_)) => Err(failed(Failure::NotADaemon("it accepts any token".into()))),
+                Err(misread) => Err(failed(misread.into())),
+            };
+        }
+        let (proof, expected) = expected.read(&line, self.relay).map_err(failed)?;
+        if sent.is_err() || talk.write(proof.as_bytes()).await.is_err() {
+            return Err(Attempt::Lost);
+        }
+        let Some(line) = talk.line().await else { return Err(Attempt::Lost) };
+        let (session, bound): (SessionBrief, Bound) = expected.read(&line).map_err(failed)?;
+        if let Bound::Unbound(reason) = &bound {
+            tracing::warn!(
+                authsock_event = "unbound",
+                authsock_session = session.id.as_str(),
+                "unbound: {reason}; let pass by client.allow_unbound"
+            );
+        }
+        let socket = route.path().to_path_buf();
+        Ok(Client::new(talk.stream, talk.lines.into_rest(), session, bound, socket, self.timeout))
+    }
+
+    /// A connected stream, by whatever way; a daemon is started if there is none and may be.
+    async fn open(&self, route: &Route) -> Result<UnixStream, Attempt> {
+        let path = SocketPath::new(route.path()).map_err(ConnectError::from)?;
+        let mut pause = PAUSE.0;
+        let mut started = false;
+        loop {
+            let connected = CheckedSocket::look(&path, own_uid()).and_then(|found| found.connect());
+            let problem = match connected {
+                Ok(stream) => {
+                    let watched = UnixStream::from_std(stream);
+                    return watched.map_err(|error| {
+                        let problem = BadSocket::Io { path: route.path().to_path_buf(), error };
+                        Attempt::Failed(ConnectError::Socket { problem, route: route.clone() })
+                    });
+                }
+                Err(problem) => problem,
+            };
+            match (&problem, route) {
+                (BadSocket::Full(_), _) => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+                (BadSocket::Missing(_) | BadSocket::Refused(_), Route::OnDemand(_)) if !started => {
+                    let Some(program) = self.may_start() else {
+                        return Err(ConnectError::Socket { problem, route: route.clone() }.into());
+                    };
+                    self.start(program).await?;
+                    started = true;
+                }
+                // The daemon that we found or started has just ended: begin anew.
+                (BadSocket::Missing(_) | BadSocket::Refused(_), Route::OnDemand(_)) => return Err(Attempt::Lost),
+                _ => return Err(ConnectError::Socket { problem, route: route.clone() }.into()),
+            }
+        }
+    }
+
+    /// Only a client that was told of nothing starts a daemon: one in a session has its own.
+    fn may_start(&self) -> Option<&Path> {
+        let told = discover::is_named(&discover::trusted_env) || self.options.socket.is_some();
+        self.options.program.as_deref().filter(|_| !told)
+    }
+
+    async fn start(&self, program: &Path) -> Result<(), Attempt> {
+        let (places, program, config) =
+            (self.places.clone(), program.to_path_buf(), self.options.config.clone());
+        let started = tokio::task::spawn_blocking(move || {
+            ondemand::start(&places, &program, config.as_deref(), &discover::trusted_env)
+        });
+        match started.await {
+            Ok(done) => Ok(done.map_err(ConnectError::from)?),
+            Err(_) => Err(Attempt::Lost),
+        }
+    }
+}
+
+/// What this process is, in its own kernel's words.
+fn own_process() -> OwnProcess {
+    let pidfs = Process::open(Pid::own()).ok().and_then(|process| process.inode());
+    OwnProcess {
+        uid: own_uid(),
+        pid: Pid::own().0,
+        pidfs,
+        start: if pidfs.is_none() { process::start_time(Pid::own()) } else { None },
+        pidns: process::pid_namespace(),
+    }
+}
+
+/// A handshake's lines on a stream.
+struct Talk {
+    stream: UnixStream,
+    lines: Lines,
+}
+
+impl Talk {
+    async fn write(&self, mut bytes: &[u8]) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.writable().await?;
+            match self.stream.try_write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next line, or `None` if the other end leaves or exceeds a line's length.
+    async fn line(&mut self) -> Option<Zeroizing<Vec<u8>>> {
+        loop {
+            if let Some(line) = self.lines.next_line().ok()? {
+                return Some(Zeroizing::new(line.to_vec()));
+            }
+            let mut chunk = [0u8; 1024];
+            self.stream.readable().await.ok()?;
+            match self.stream.try_read(&mut chunk) {
+                Ok(0) => return None,
+                Ok(read) => self.lines.push(&chunk[..read]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}

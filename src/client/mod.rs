@@ -1,0 +1,8 @@
+//! A client of a daemon: finds it, starts it where nothing is installed, verifies it, proves itself, calls it.
+#![forbid(unsafe_code)]
+
+pub mod calls;
+pub mod connect;
+
+pub use calls::{CallError, Client};
+pub use connect::{ConnectError, Options};

@@ -1,0 +1,310 @@
+//! The configuration: what may be set, its defaults and bounds, and how files add up. Values only; nothing acts on them here.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::{Deserializer, Error as _};
+use serde::Deserialize;
+
+use crate::kernel::dir::{self, Unusable};
+
+/// Largest configuration file in bytes.
+pub const FILE_MAX: usize = 1 << 20;
+
+/// Whose tokens may come by the plain handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Plain {
+    /// Everybody's.
+    All,
+    /// Everybody's but the owner's.
+    Sessions,
+    /// Nobody's.
+    None,
+}
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `policy.allow_root`: whether root may connect to a user's daemon. Default false.
+    pub allow_root: bool,
+    /// `handshake.plain`. Default all.
+    pub plain: Plain,
+    /// `handshake.timeout_seconds`, 1 to 60: from accept to result. Default 5.
+    pub handshake_timeout: Duration,
+    /// `handshake.unauthenticated`, 1 to 65536: connections in the handshake, in all. Default 1024.
+    pub unauthenticated: usize,
+    /// `handshake.unauthenticated_per_uid`, 1 to 65536. Default 512.
+    pub unauthenticated_per_uid: usize,
+    /// `limits.connections`, 1 to 1000000: authenticated connections in all. Default 4096.
+    pub connections: usize,
+    /// `limits.connections_per_uid`, 1 to 1000000. Default 4096.
+    pub connections_per_uid: usize,
+    /// `limits.sessions`, 1 to 1000000. Default 4096.
+    pub sessions: usize,
+    /// `limits.sessions_per_uid`, 1 to 1000000. Default 1024.
+    pub sessions_per_uid: usize,
+    /// `limits.request_line_bytes`, 4096 to 67108864: a line after the handshake. Default 1048576.
+    pub request_line: usize,
+    /// `lifecycle.idle_exit_seconds`, 0 to 31536000: 0 is never. Default 300.
+    pub idle_exit: Option<Duration>,
+    /// `lifecycle.drain_seconds`, 0 to 600: for requests under way when asked to stop. Default 5.
+    pub drain: Duration,
+    /// `client.allow_unbound`: go on where the daemon's kernel sees another process than this
+    /// client, as behind a forwarded socket. Default false.
+    pub allow_unbound: bool,
+    /// `client.timeout_seconds`, 1 to 3600: for a whole exchange. Default 30.
+    pub client_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            allow_root: false,
+            plain: Plain::All,
+            handshake_timeout: Duration::from_secs(5),
+            unauthenticated: 1024,
+            unauthenticated_per_uid: 512,
+            connections: 4096,
+            connections_per_uid: 4096,
+            sessions: crate::session::registry::SESSIONS_MAX,
+            sessions_per_uid: crate::session::registry::SESSIONS_PER_UID_MAX,
+            request_line: crate::wire::json_rpc::REQUEST_LINE_MAX,
+            idle_exit: Some(Duration::from_secs(300)),
+            drain: Duration::from_secs(5),
+            allow_unbound: false,
+            client_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadConfig {
+    /// The file cannot be read or is not to be trusted.
+    #[error("configuration {0}")]
+    Unusable(#[from] Unusable),
+    /// The file says something that does not exist or is out of bounds.
+    #[error("configuration {path}: {problem}", path = path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        problem: String,
+    },
+}
+
+/// A number with its bounds, so that an error is told with line and column.
+#[derive(Debug, Clone, Copy)]
+struct Bounded<const MIN: u64, const MAX: u64>(u64);
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Bounded<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let out_of_bounds = |given: &dyn std::fmt::Display| D::Error::custom(format!("{given} is not between {MIN} and {MAX}"));
+        let number = i64::deserialize(deserializer)?;
+        let number = u64::try_from(number).map_err(|_| out_of_bounds(&number))?;
+        if (MIN..=MAX).contains(&number) { Ok(Bounded(number)) } else { Err(out_of_bounds(&number)) }
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
+    fn count(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+
+    fn seconds(self) -> Duration {
+        Duration::from_secs(self.0)
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    policy: PolicyTable,
+    handshake: HandshakeTable,
+    limits: LimitsTable,
+    lifecycle: LifecycleTable,
+    client: ClientTable,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PolicyTable {
+    allow_root: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct HandshakeTable {
+    plain: Option<Plain>,
+    timeout_seconds: Option<Bounded<1, 60>>,
+    unauthenticated: Option<Bounded<1, 65_536>>,
+    unauthenticated_per_uid: Option<Bounded<1, 65_536>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsTable {
+    connections: Option<Bounded<1, 1_000_000>>,
+    connections_per_uid: Option<Bounded<1, 1_000_000>>,
+    sessions: Option<Bounded<1, 1_000_000>>,
+    sessions_per_uid: Option<Bounded<1, 1_000_000>>,
+    request_line_bytes: Option<Bounded<4096, 67_108_864>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LifecycleTable {
+    idle_exit_seconds: Option<Bounded<0, 31_536_000>>,
+    drain_seconds: Option<Bounded<0, 600>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ClientTable {
+    allow_unbound: Option<bool>,
+    timeout_seconds: Option<Bounded<1, 3600>>,
+}
+
+impl Config {
+    /// Reads the configuration: one file, then `config.d/*.toml` beside it by name; what comes
+    /// last wins. A file that was `given` must exist; without one at its usual place the defaults
+    /// hold.
+    ///
+    /// # Errors
+    /// [`BadConfig`], naming file, line and column.
+    pub fn load(usual: Option<&Path>, given: Option<&Path>) -> Result<Config, BadConfig> {
+        let mut config = Config::default();
+        let Some(path) = given.or(usual) else { return Ok(config) };
+        match dir::read_configuration(path, FILE_MAX) {
+            Ok(text) => config.add(path, &text)?,
+            Err(unusable) if unusable.is_missing() && given.is_none() => {}
+            Err(unusable) => return Err(unusable.into()),
+        }
+        let fragments = path.with_file_name("config.d");
+        let mut paths: Vec<PathBuf> = match std::fs::read_dir(&fragments) {
+            Ok(entries) => entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect(),
+            Err(_) => Vec::new(),
+        };
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+        paths.sort();
+        for path in paths {
+            let text = dir::read_configuration(&path, FILE_MAX)?;
+            config.add(&path, &text)?;
+        }
+        Ok(config)
+    }
+
+    /// Adds what one file says.
+    fn add(&mut self, path: &Path, text: &str) -> Result<(), BadConfig> {
+        let invalid = |error: toml::de::Error| {
+            let problem = error.to_string().trim_end().to_owned();
+            BadConfig::Invalid { path: path.to_path_buf(), problem }
+        };
+        let file: File = toml::from_str(text).map_err(invalid)?;
+        fn set<T>(target: &mut T, value: Option<T>) {
+            if let Some(value) = value {
+                *target = value;
+            }
+        }
+        let File { policy, handshake, limits, lifecycle, client } = file;
+        set(&mut self.allow_root, policy.allow_root);
+        set(&mut self.plain, handshake.plain);
+        set(&mut self.handshake_timeout, handshake.timeout_seconds.map(Bounded::seconds));
+        set(&mut self.unauthenticated, handshake.unauthenticated.map(Bounded::count));
+        set(&mut self.unauthenticated_per_uid, handshake.unauthenticated_per_uid.map(Bounded::count));
+        set(&mut self.connections, limits.connections.map(Bounded::count));
+        set(&mut self.connections_per_uid, limits.connections_per_uid.map(Bounded::count));
+        set(&mut self.sessions, limits.sessions.map(Bounded::count));
+        set(&mut self.sessions_per_uid, limits.sessions_per_uid.map(Bounded::count));
+        set(&mut self.request_line, limits.request_line_bytes.map(Bounded::count));
+        let idle = lifecycle.idle_exit_seconds.map(Bounded::seconds);
+        set(&mut self.idle_exit, idle.map(|idle| (!idle.is_zero()).then_some(idle)));
+        set(&mut self.drain, lifecycle.drain_seconds.map(Bounded::seconds));
+        set(&mut self.allow_unbound, client.allow_unbound);
+        set(&mut self.client_timeout, client.timeout_seconds.map(Bounded::seconds));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let mut config = Config::default();
+        config.add(Path::new("/c.toml"), text).map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let words = parse("[policy]\nallow_rot = true\n").unwrap_err();
+        assert!(words.contains("/c.toml") && words.contains("line 2") && words.contains("allow_rot"), "{words}");
+    }
+
+    #[test]
+    fn every_bound_holds_at_its_edge() {
+        for (table, key, min, max) in [
+            ("handshake", "timeout_seconds", 1, 60),
+            ("handshake", "unauthenticated", 1, 65_536),
+            ("handshake", "unauthenticated_per_uid", 1, 65_536),
+            ("limits", "connections", 1, 1_000_000),
+            ("limits", "connections_per_uid", 1, 1_000_000),
+            ("limits", "sessions", 1, 1_000_000),
+            ("limits", "sessions_per_uid", 1, 1_000_000),
+            ("limits", "request_line_bytes", 4096, 67_108_864),
+            ("lifecycle", "idle_exit_seconds", 0, 31_536_000),
+            ("lifecycle", "drain_seconds", 0, 600),
+            ("client", "timeout_seconds", 1, 3600),
+        ] {
+            let parse = |value: i64| parse(&format!("[{table}]\n{key} = {value}\n"));
+            for good in [min, max] {
+                assert!(parse(good).is_ok(), "{key} {good}");
+            }
+            for bad in [min - 1, max + 1, -1] {
+                let words = parse(bad).unwrap_err();
+                assert!(words.contains("line 2") && words.contains(&format!("between {min} and {max}")), "{words}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_key_turns_authentication_off() {
+        for key in ["auth", "no_auth", "disable", "insecure", "token"] {
+            for table in ["", "[policy]\n", "[handshake]\n"] {
+                assert!(parse(&format!("{table}{key} = false\n")).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn fragments_are_read_by_name_and_the_last_one_wins() {
+        let temp = tempfile::tempdir().unwrap();
+        let main = temp.path().join("config.toml");
+        let write = |path: &Path, text: &str| {
+            std::io::Write::write_all(&mut std::fs::File::create(path).unwrap(), text.as_bytes()).unwrap();
+            std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        };
+        std::fs::create_dir(temp.path().join("config.d")).unwrap();
+        write(&main, "[lifecycle]\nidle_exit_seconds = 1\ndrain_seconds = 1\n");
+        write(&temp.path().join("config.d/20.toml"), "[lifecycle]\nidle_exit_seconds = 3\n");
+        write(&temp.path().join("config.d/10.toml"), "[lifecycle]\nidle_exit_seconds = 2\n");
+        write(&temp.path().join("config.d/ignored.conf"), "nonsense");
+        let config = Config::load(Some(&main), None).unwrap();
+        assert_eq!(config.idle_exit, Some(Duration::from_secs(3)));
+        assert_eq!(config.drain, Duration::from_secs(1));
+        write(&temp.path().join("config.d/30.toml"), "[lifecycle]\nidle_exit_seconds = 0\n");
+        assert_eq!(Config::load(Some(&main), None).unwrap().idle_exit, None);
+        assert!(Config::load(None, Some(&temp.path().join("none"))).is_err(), "a file that was given must exist");
+        assert!(Config::load(Some(&temp.path().join("x/none")), None).is_ok());
+        std::fs::set_permissions(&main, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        assert!(Config::load(Some(&main), None).unwrap_err().to_string().contains("may be written by others"));
+    }
+}

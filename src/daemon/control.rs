@@ -1,0 +1,437 @@
+//! The methods of the service `control`: one table of what may be asked, and by whom.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::sessions::Sessions;
+use crate::config::Config;
+use crate::gate::lock;
+use crate::handshake::server::Way;
+use crate::init::Starter;
+use crate::kernel::dir::Dir;
+use crate::kernel::peer::Peer;
+use crate::place::TOKEN_FILE;
+use crate::secret::file;
+use crate::secret::token::TokenId;
+use crate::secret::verifier::Verifier;
+use crate::session::registry::{Admitted, Maker, NewSession, NotMade, ROTATION_GRACE};
+use crate::session::scope::{SCOPES_MAX, Scope, Scopes};
+use crate::session::{Binding, EndReason, Name, Realm, Session, SessionId};
+use crate::wire::auth::Hex32;
+use crate::wire::json_rpc::{ErrorCode, Request, RpcError};
+
+/// Longest life of a session that may be asked for, in seconds: a year.
+const TTL_MAX: u64 = 366 * 86_400;
+/// Longest grace of a rotated token that may be asked for, in seconds: a day.
+const GRACE_MAX: u64 = 86_400;
+
+/// What the main loop is asked to do.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// To end, for another daemon to take over.
+    Retire,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(super) struct Hub {
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) config: Mutex<Arc<Config>>,
+    pub(super) state: Dir,
+    pub(super) orders: mpsc::UnboundedSender<Order>,
+    pub(super) facts: Facts,
+    /// Authenticated connections, and ones in the handshake; kept by the main loop.
+    pub(super) counts: Mutex<(usize, usize)>,
+    /// What the daemon complains of, in words.
+    pub(super) complaints: Mutex<Vec<String>>,
+}
+
+/// What does not change while a daemon runs.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) started: Instant,
+    pub(super) starter: Starter,
+    pub(super) sockets: Vec<PathBuf>,
+    pub(super) uid: u32,
+}
+
+/// Who calls.
+pub(super) struct Caller<'a> {
+    pub(super) hub: &'a Hub,
+    pub(super) peer: &'a Peer,
+    pub(super) admitted: &'a Admitted,
+    /// The session as it is now.
+    pub(super) session: &'a Session,
+    pub(super) way: Way,
+}
+
+type Params<'a> = Option<&'a RawValue>;
+type Run = fn(&Caller<'_>, Params<'_>) -> Result<Value, RpcError>;
+
+/// A method.
+pub struct Method {
+    /// Its name.
+    pub name: &'static str,
+    /// The scope that its caller needs; none for what everybody may ask who is authenticated.
+    pub needs: Option<&'static str>,
+    run: Run,
+}
+
+/// Every method there is. What is not here cannot be asked.
+pub const METHODS: &[Method] = &[
+    Method { name: "ping", needs: None, run: ping },
+    Method { name: "whoami", needs: Some("session:self"), run: whoami },
+    Method { name: "status", needs: Some("session:self"), run: status },
+    Method { name: "session.create", needs: Some("session:create"), run: create },
+    Method { name: "session.list", needs: Some("session:self"), run: list },
+    Method { name: "session.revoke", needs: Some("session:self"), run: revoke },
+    Method { name: "session.rotate", needs: Some("session:self"), run: rotate },
+    Method { name: "daemon.retire", needs: Some("daemon:manage"), run: retire },
+];
+
+/// Carries out one request.
+pub(super) fn answer(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value, RpcError> {
+    let Some(method) = METHODS.iter().find(|method| method.name == request.method) else {
+        let name: String = request.method.chars().take(64).collect();
+        return Err(RpcError::new(ErrorCode::MethodNotFound, format!("there is no method {name:?}")));
+    };
+    if let Some(needs) = method.needs {
+        let permitted = needs.parse::<Scope>().is_ok_and(|needed| caller.session.scopes.permits(&needed));
+        if !permitted {
+            let words = format!("{} needs the scope {needs}, which this session lacks", method.name);
+            return Err(RpcError::new(ErrorCode::NotPermitted, words));
+        }
+    }
+    (method.run)(caller, request.params)
+}
+
+/// Reads parameters; a method without any takes none, or an empty object or list.
+fn read<T: DeserializeOwned>(params: Params<'_>) -> Result<T, RpcError> {
+    let text = match params.map(RawValue::get) {
+        None | Some("[]") => "{}",
+        Some(text) => text,
+    };
+    // serde names the field, and of a value only its kind; a verifier is a struct of opaque types.
+    serde_json::from_str(text).map_err(|error| RpcError::new(ErrorCode::InvalidParams, format!("params: {error}")))
+}
+
+fn invalid(problem: impl std::fmt::Display) -> RpcError {
+    RpcError::new(ErrorCode::InvalidParams, problem.to_string())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+fn ping(_: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+    let Nothing {} = read(params)?;
+    Ok(json!({ "pong": true }))
+}
+
+fn describe(session: &Session) -> Value {
+    let scopes: Vec<String> = session.scopes.iter().map(ToString::to_string).collect();
+    json!({
+        "id": session.id.as_str(),
+        "name": session.name.as_str(),
+        "realm": session.realm.as_str(),
+        "uid": session.uid,
+        "leader": session.leader.map(|leader| json!({
+            "pid": leader.pid.0,
+            "pidfs": leader.pidfs,
+            "start": leader.start,
+        })),
+        "cwd": session.cwd.as_ref().map(|cwd| cwd.to_string_lossy()),
+        "parent": session.parent.as_ref().map(SessionId::as_str),
+        "scopes": scopes,
+        "binding": session.binding,
+        "created_ms": session.created,
+        "expires_ms": session.expires,
+        "token_id": session.token_id.to_string(),
+    })
+}
+
+fn whoami(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+    let Nothing {} = read(params)?;
+    let identity = caller.peer.identity();
+    Ok(json!({
+        "session": describe(caller.session),
+        "peer": {
+            "uid": caller.peer.uid,
+            "gid": caller.peer.gid,
+            "pid": caller.peer.pid.0,
+            "pidfs": identity.pidfs,
+        },
+        "handshake": match caller.way { Way::Plain => "plain", Way::Proof => "proof" },
+        "daemon": {
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uid": caller.hub.facts.uid,
+        },
+    }))
+}
+
+fn status(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+    let Nothing {} = read(params)?;
+    let Hub { sessions, config, facts, counts, complaints, .. } = caller.hub;
+    let (connections, in_handshake) = *lock(counts);
+    let config = lock(config).clone();
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "uid": facts.uid,
+        "uptime_seconds": facts.started.elapsed().as_secs(),
+        "activation": match facts.starter { Starter::Init => "init", Starter::Client => "on_demand" },
+        "sockets": facts.sockets,
+        "connections": connections,
+        "in_handshake": in_handshake,
+        "sessions": lock(sessions.registry()).len(),
+        "idle_exit_seconds": config.idle_exit.map_or(0, |idle| idle.as_secs()),
+        "complaints": *lock(complaints),
+        "limits": {
+            "connections": config.connections,
+            "connections_per_uid": config.connections_per_uid,
+            "unauthenticated": config.unauthenticated,
+            "unauthenticated_per_uid": config.unauthenticated_per_uid,
+            "sessions": config.sessions,
+            "sessions_per_uid": config.sessions_per_uid,
+            "request_line_bytes": config.request_line,
+        },
+    }))
+}
+
+/// A verifier as it is sent. Its fields are read by types that never repeat their text.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VerifierParam {
+    token_id: String,
+    stored_key: HexOwned,
+    server_key: HexOwned,
+}
+
+/// [`Hex32`] out of parameters that were copied.
+struct HexOwned(Hex32);
+
+impl<'de> Deserialize<'de> for HexOwned {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<HexOwned, D::Error> {
+        Hex32::deserialize(deserializer).map(HexOwned)
+    }
+}
+
+impl VerifierParam {
+    fn into_verifier(self) -> Result<Verifier, RpcError> {
+        let id: TokenId = self.token_id.parse().map_err(invalid)?;
+        Ok(Verifier::from_parts(id, self.stored_key.0.0, self.server_key.0.0))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateParams {
+    name: String,
+    realm: Option<String>,
+    ttl_seconds: Option<u64>,
+    scopes: Option<Vec<String>>,
+    binding: Option<Binding>,
+    verifier: VerifierParam,
+}
+
+/// The binding of a session that asks for none.
+fn default_binding() -> Binding {
+    if cfg!(target_os = "linux") { Binding::Tree } else { Binding::Uid }
+}
+
+fn create(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+    let params: CreateParams = read(params)?;
+    let asked = params.scopes.unwrap_or_default();
+    if asked.len() > SCOPES_MAX {
+        return Err(invalid(format!("a session has at most {SCOPES_MAX} scopes")));
+    }
+    let scopes = match asked.as_slice() {
+        [] => Scopes::default_of_a_run().iter().cloned().collect(),
+        asked => asked.iter().map(|scope| scope.parse().map_err(invalid)).collect::<Result<_, _>>()?,
+    };
+    let binding = params.binding.unwrap_or_else(default_binding);
+    if binding == Binding::Tree && !cfg!(target_os = "linux") {
+        return Err(invalid("the binding tree needs Linux; use uid"));
+    }
+    if params.ttl_seconds.is_some_and(|ttl| !(1..=TTL_MAX).contains(&ttl)) {
+        return Err(invalid(format!("ttl_seconds is not between 1 and {TTL_MAX}")));
+    }
+    let new = NewSession {
+        name: params.name.parse::<Name>().map_err(invalid)?,
+        realm: params.realm.map(|realm| realm.parse::<Realm>()).transpose().map_err(invalid)?,
+        scopes,
+        binding,
+        ttl: params.ttl_seconds.map(|seconds| seconds * 1000),
+        verifier: params.verifier.into_verifier()?,
+    };
+    // The one who asks leads the session, by the kernel's word: a parameter could name anybody.
+    let leader = match caller.peer.open_process() {
+        Ok(leader) if leader.is_alive() => Some(leader),
+        Ok(_) => return Err(unavailable("the process that asks has ended")),
+        Err(_) if !cfg!(target_os = "linux") => None,
+        Err(error) => return Err(unavailable(&format!("the process that asks cannot be held: {error}"))),
+    };
+    let maker = Maker {
+        uid: caller.peer.uid,
+        leader: leader.as_ref().map_or_else(|| caller.peer.identity(), |leader| leader.identity()),
+        cwd: leader.as_ref().and_then(|leader| leader.cwd()),
+    };
+    let session = caller.hub.sessions.create(caller.admitted, maker, leader, new).map_err(not_made)?;
+    Ok(json!({ "session": describe(&session) }))
+}
+
+fn unavailable(words: &str) -> RpcError {
+    RpcError::new(ErrorCode::Unavailable, words)
+}
+
+fn not_made(error: NotMade) -> RpcError {
+    let code = match error {
+        NotMade::Realm(_) | NotMade::Binding(_) | NotMade::Rotated => ErrorCode::NotPermitted,
+        NotMade::Full(_) | NotMade::FullForUid(_) => ErrorCode::LimitReached,
+        NotMade::TokenTaken => ErrorCode::InvalidParams,
+        NotMade::ParentEnded => ErrorCode::NotFound,
+        NotMade::NoRandomness => ErrorCode::Unavailable,
+    };
+    RpcError::new(code, error.to_string())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListParams {
+    realm: Option<String>,
+    #[serde(default)]
+    all_realms: bool,
+}
+
+fn list(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+    let params: ListParams = read(params)?;
+    let asks_for_more = params.all_realms || params.realm.as_ref().is_some_and(|realm| realm != caller.session.realm.as_str());
+    if asks_for_more && !caller.session.is_owner() {
+        let words = format!("only the owner sees other realms than its own; this session's is {}", caller.session.realm);
+        return Err(RpcError::new(ErrorCode::NotPermitted, words));
+    }
+    let realm = params.realm.map(|realm| realm.parse::<Realm>()).transpose().map_err(invalid)?;
+    let realm = realm.as_ref().unwrap_or(&caller.session.realm);
+    let registry = lock(caller.hub.sessions.registry());
+    let seen: Vec<Value> = registry
+        .iter()
+        .filter(|session| params.all_realms || session.realm == *realm)
+        .filter(|session| session.uid == caller.session.uid || caller.session.is_owner())
+        .map(|session| describe(session))
+        .collect();
+    Ok(json!({ "sessions": seen }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RevokeParams {
+    id: Option<String>,
+}
+
+/// The session that a call is about: the caller's own, or one that it reaches.
+fn target(caller: &Caller<'_>, id: Option<&str>) -> Result<SessionId, RpcError> {
+    let Some(id) = id else { return Ok(caller.session.id.clone()) };
+    let unknown = || {
+        let words = format!("no session {:?} at or below this one; `authsock session list` shows them", short(id));
+        RpcError::new(ErrorCode::NotFound, words)
+    };
+    let id: SessionId = id.parse().map_err(|_| unknown())?;
+    let registry = lock(caller.hub.sessions.registry());
+    if registry.get(&id).is_some() && registry.reaches(caller.session, &id) { Ok(id) } else { Err(unknown()) }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(32).collect()
+}
+
+fn revoke(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+    let params: RevokeParams = read(params)?;
+    let id = target(caller, params.id.as_deref())?;
+    if id == SessionId::owner() {
+        return Err(invalid("the owner's session does not end; `authsock token rotate` replaces its token"));
+    }
+    let ended = caller.hub.sessions.end(&id, EndReason::Revoked);
+    Ok(json!({ "id": id.as_str(), "ended": ended }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RotateParams {
+    id: Option<String>,
+    verifier: Option<VerifierParam>,
+    grace_seconds: Option<u64>,
+}
+
+fn rotate(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+    let params: RotateParams = read(params)?;
+    let id = target(caller, params.id.as_deref())?;
+    if params.grace_seconds.is_some_and(|grace| grace > GRACE_MAX) {
+        return Err(invalid(format!("grace_seconds is not between 0 and {GRACE_MAX}")));
+    }
+    let grace = params.grace_seconds.map_or(ROTATION_GRACE, |seconds| seconds * 1000);
+    let is_owner = id == SessionId::owner();
+    let verifier = match params.verifier {
+        Some(_) if is_owner => return Err(invalid("the daemon makes the owner's token itself; send no verifier")),
+        Some(verifier) => verifier.into_verifier()?,
+        None if is_owner => {
+            // Who may not rotate must not leave a new file behind.
+            let standing = caller.hub.sessions.standing(caller.admitted);
+            if standing.is_none_or(|standing| standing.until.is_some()) {
+                return Err(not_made(NotMade::Rotated));
+            }
+            // On disk before in memory: a crash in between leaves clients with the token that the
+            // next daemon reads.
+            let token = file::replace(&caller.hub.state, TOKEN_FILE)
+                .map_err(|error| unavailable(&format!("the token cannot be replaced: {error}")))?;
+            Verifier::of(&token)
+        }
+        None => return Err(invalid("verifier is missing: mint a token and send what verifies it")),
+    };
+    let token_id = caller.hub.sessions.rotate(caller.admitted, &id, verifier, grace).map_err(not_made)?;
+    Ok(json!({ "id": id.as_str(), "token_id": token_id.to_string(), "grace_seconds": grace / 1000 }))
+}
+
+fn retire(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+    let Nothing {} = read(params)?;
+    tracing::info!(
+        authsock_event = "retire",
+        authsock_peer_pid = caller.peer.pid.0,
+        "asked to retire by process {}",
+        caller.peer.pid
+    );
+    let sent = caller.hub.orders.send(Order::Retire);
+    sent.map_err(|_| unavailable("the daemon is ending already"))?;
+    Ok(json!({ "retiring": true }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_needs_a_scope_that_exists() {
+        for method in METHODS {
+            let known = method.needs.is_none_or(|needs| needs.parse::<Scope>().is_ok());
+            assert!(known, "{}", method.name);
+        }
+        let open: Vec<_> = METHODS.iter().filter(|method| method.needs.is_none()).map(|method| method.name).collect();
+        assert_eq!(open, ["ping"], "a new method is denied by default");
+    }
+
+    #[test]
+    fn parameters_that_are_wrong_are_named_without_their_secrets() {
+        let secret = "5ec2e7".repeat(10);
+        let text = format!(r#"{{"name":"a","verifier":{{"token_id":"0123456789abcdef","stored_key":"{secret}","server_key":"x"}}}}"#);
+        let raw = RawValue::from_string(text).unwrap();
+        let Err(error) = read::<CreateParams>(Some(&raw)) else { panic!() };
+        assert!(!error.message.contains("5ec2e7") && error.message.contains("hexadecimal"), "{error}");
+    }
+}

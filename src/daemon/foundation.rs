@@ -1,0 +1,129 @@
+//! What a daemon stands on: configuration, state directory, lock, token. It is all there or the daemon cannot serve.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::client::{self, Client};
+use crate::config::{BadConfig, Config};
+use crate::init::Starter;
+use crate::kernel::dir::{self, Dir, Lock, Unusable, own_uid};
+use crate::place::{self, Places, service_runtime_directory};
+use crate::secret::file::{self, BadTokenFile, Origin};
+use crate::secret::verifier::Verifier;
+
+/// How long a daemon waits for the one before it to let go of the state directory.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it looks. flock(2) has no deadline, and a thread that waits could not be called back.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Why a daemon cannot serve: what its clients hear as `unavailable`, its status and log in full.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotServe {
+    /// The configuration is broken.
+    #[error(transparent)]
+    Config(#[from] BadConfig),
+    /// The state directory cannot be used.
+    #[error("state directory {0}")]
+    State(#[from] Unusable),
+    /// The token's file cannot be used.
+    #[error("token {0}")]
+    Token(#[from] BadTokenFile),
+    /// Another daemon has the state directory.
+    #[error("another daemon{} has the state directory {path}; it would not retire{advice}", .holder.map(|pid| format!(" (process {pid})")).unwrap_or_default(), path = path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// Who holds it, as far as the lock says.
+        holder: Option<u32>,
+        /// What may help.
+        advice: String,
+    },
+}
+
+/// What a daemon stands on.
+#[derive(Debug)]
+pub(super) struct Foundation {
+    pub(super) config: Config,
+    pub(super) state: Dir,
+    pub(super) owner: Verifier,
+    pub(super) lock: Lock,
+}
+
+impl Foundation {
+    /// Lays it, in this order: configuration, directory, lock, token. What is there is kept.
+    pub(super) async fn lay(
+        starter: Starter,
+        places: &Places,
+        config: Option<&Path>,
+    ) -> Result<Foundation, CannotServe> {
+        let config = load_config(places, config)?;
+        // Only a daemon that was started as one may believe this variable.
+        let state_path =
+            service_runtime_directory(&place::process_env).unwrap_or_else(|| places.state().to_path_buf());
+        let state = Dir::open_or_create(&state_path, own_uid())?;
+        let mut lock = take_lock(starter, places, &state).await?;
+        let _ = lock.note_holder(std::process::id());
+        let (token, origin) = file::open_or_mint(&state, place::TOKEN_FILE)?;
+        let path = state_path.join(place::TOKEN_FILE);
+        match origin {
+            Origin::Kept => tracing::debug!("the token in {} is kept", path.display()),
+            Origin::Minted => tracing::info!(
+                authsock_event = "token_minted",
+                "there was no token in {}: a new one was made",
+                path.display()
+            ),
+            Origin::Remade => tracing::warn!(
+                authsock_event = "token_remade",
+                "{} held no token (64 hexadecimal digits): a new one was made, and every client's credential just became invalid",
+                path.display()
+            ),
+        }
+        Ok(Foundation { config, state, owner: Verifier::of(&token), lock })
+    }
+}
+
+/// Reads the configuration that a daemon goes by.
+pub(super) fn load_config(places: &Places, given: Option<&Path>) -> Result<Config, BadConfig> {
+    Config::load(places.config(), given)
+}
+
+/// The lock on the state directory. A daemon of an init system asks one that a client started to
+/// retire; otherwise it waits for one that is just ending.
+async fn take_lock(starter: Starter, places: &Places, state: &Dir) -> Result<Lock, CannotServe> {
+    if let Some(lock) = state.try_lock(place::LOCK_FILE)? {
+        return Ok(lock);
+    }
+    let mut advice = String::new();
+    if starter == Starter::Init {
+        match ask_to_retire(places).await {
+            Ok(()) => tracing::info!(authsock_event = "takeover", "a daemon that a client had started retires"),
+            Err(reason) => advice = format!(" ({reason})"),
+        }
+    }
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        if let Some(lock) = state.try_lock(place::LOCK_FILE)? {
+            return Ok(lock);
+        }
+        if Instant::now() >= deadline {
+            let holder = dir::noted_holder(&state.path().join(place::LOCK_FILE));
+            return Err(CannotServe::Locked { path: state.path().to_path_buf(), holder, advice });
+        }
+        sleep(LOCK_PAUSE).await;
+    }
+}
+
+/// Proves the owner's token to the daemon that a client started, and asks it to go.
+async fn ask_to_retire(places: &Places) -> Result<(), String> {
+    let options = client::Options {
+        socket: Some(places.ondemand_socket()),
+        token_file: Some(places.owner_token()),
+        timeout: Some(LOCK_TIMEOUT),
+        ..client::Options::default()
+    };
+    let mut client = Client::connect(&options).await.map_err(|error| error.to_string())?;
+    client.call("daemon.retire", None).await.map_err(|error| error.to_string())?;
+    Ok(())
+}

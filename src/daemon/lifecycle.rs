@@ -1,0 +1,153 @@
+//! What the daemon tells whoever started it, and when it is time to go: readiness, status, watchdog, signals, idleness.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+/// Shortest time between two status texts.
+const STATUS_PAUSE: Duration = Duration::from_secs(1);
+
+/// Messages to the service manager (sd_notify(3)); nobody listens on other systems or without one.
+#[derive(Debug, Default)]
+pub(super) struct Manager {
+    status: String,
+    said: Option<Instant>,
+    pending: Option<String>,
+}
+
+impl Manager {
+    /// Serving, or at least answering.
+    pub(super) fn ready(&mut self, status: &str) {
+        self.pending = None;
+        self.say(status);
+        #[cfg(target_os = "linux")]
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&self.status)]);
+    }
+
+    /// The configuration is being read again.
+    pub(super) fn reloading(&self) {
+        #[cfg(target_os = "linux")]
+        if let Ok(since) = sd_notify::NotifyState::monotonic_usec_now() {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading, since]);
+        }
+    }
+
+    /// On the way out.
+    pub(super) fn stopping(&mut self, status: &str) {
+        self.say(status);
+        #[cfg(target_os = "linux")]
+        let _ =
+            sd_notify::notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status(&self.status)]);
+    }
+
+    /// Still alive.
+    pub(super) fn alive(&self) {
+        #[cfg(target_os = "linux")]
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+
+    /// A new status text; it is sent at once, or with others after a pause.
+    pub(super) fn status(&mut self, status: String) {
+        if status == self.status {
+            self.pending = None;
+        } else {
+            self.pending = Some(status);
+            self.send_due();
+        }
+    }
+
+    /// When a status that waits is due.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.pending.as_ref().map(|_| self.said.map_or_else(Instant::now, |said| said + STATUS_PAUSE))
+    }
+
+    /// Sends the status that waits, if it is time.
+    pub(super) fn send_due(&mut self) {
+        if self.due().is_some_and(|due| due <= Instant::now())
+            && let Some(status) = self.pending.take()
+        {
+            self.say(&status);
+            #[cfg(target_os = "linux")]
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&self.status)]);
+        }
+    }
+
+    fn say(&mut self, status: &str) {
+        // A status is one line.
+        self.status = status.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.said = Some(Instant::now());
+    }
+}
+
+/// How often the watchdog wants to hear from us: half of its patience (sd_watchdog_enabled(3)).
+pub(super) fn watchdog() -> Option<Duration> {
+    #[cfg(target_os = "linux")]
+    return sd_notify::watchdog_enabled().map(|patience| patience / 2);
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// The signals that mean something to a daemon.
+#[derive(Debug)]
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// SIGTERM, SIGINT: finish what is under way, and end.
+    Stop,
+    /// SIGHUP: read the configuration again.
+    Reload,
+}
+
+impl Signals {
+    pub(super) fn watch() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Cancel safe.
+    pub(super) async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+}
+
+/// Since when nothing has used the daemon.
+#[derive(Debug, Default)]
+pub(super) struct Idle {
+    since: Option<Instant>,
+}
+
+impl Idle {
+    /// Notes whether something uses it now.
+    pub(super) fn note(&mut self, in_use: bool) {
+        if in_use {
+            self.since = None;
+        } else {
+            self.since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Starts counting anew.
+    pub(super) fn again(&mut self) {
+        self.since = Some(Instant::now());
+    }
+
+    /// When it has been idle for long enough; never, if `patience` is `None`.
+    pub(super) fn due(&self, patience: Option<Duration>) -> Option<Instant> {
+        Some(self.since? + patience?)
+    }
+}

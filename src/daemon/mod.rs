@@ -1,0 +1,13 @@
+//! The daemon: what an init system or a client starts. Wiring only; each part has its file.
+#![forbid(unsafe_code)]
+
+mod connection;
+mod control;
+mod foundation;
+mod lifecycle;
+mod serve;
+mod sessions;
+
+pub use control::{METHODS, Method};
+pub use foundation::CannotServe;
+pub use serve::{Fatal, Options, run};

@@ -1,0 +1,556 @@
+//! The daemon's main loop: connections in, orders carried out, and an end at which nothing is lost.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::connection;
+use super::control::{Facts, Hub, Order};
+use super::foundation::{CannotServe, Foundation, load_config};
+use super::lifecycle::{Asked, Idle, Manager, Signals, watchdog};
+use super::sessions::Sessions;
+use crate::client::connect::places;
+use crate::config::Config;
+use crate::gate::{Authenticated, Gate, Settings, lock, now};
+use crate::init::{Activation, Adopted, Starter, ondemand};
+use crate::kernel::dir::{Dir, Lock, own_uid};
+use crate::kernel::socket::inode_at;
+use crate::place::{DESCRIPTOR_NAME, Places};
+use crate::secret::verifier::Verifier;
+use crate::session::registry::{Capacity, Registry};
+use crate::wire::auth::{CONTROL, Code};
+
+/// Shortest time between two attempts to mend what keeps the daemon from serving.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often the daemon looks whether its socket's file is still there.
+const SOCKET_CHECK: Duration = Duration::from_secs(15);
+
+/// How a daemon is to run.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// A configuration file instead of the usual one.
+    pub config: Option<PathBuf>,
+    /// Where standard error goes once the daemon serves, if a client waits for it to close.
+    pub log: Option<File>,
+}
+
+/// Why a daemon ended that should not have.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// A client that waits for it is told.
+    #[error(transparent)]
+    CannotServe(#[from] CannotServe),
+    /// The runtime or the kernel failed it.
+    #[error("cannot {doing}: {error}")]
+    Io {
+        /// What was tried, in words.
+        doing: &'static str,
+        /// The answer.
+        error: io::Error,
+    },
+}
+
+fn failed(doing: &'static str) -> impl Fn(io::Error) -> Fatal {
+    move |error| Fatal::Io { doing, error }
+}
+
+/// Runs a daemon on the sockets that it adopted, until it is asked to stop or has been idle for
+/// long enough. Must be called from a tokio runtime.
+///
+/// # Errors
+/// [`Fatal`]. A daemon of an init system that cannot serve does not end: it answers `unavailable`,
+/// and mends itself when the cause is gone.
+pub async fn run(activation: Activation, options: Options) -> Result<(), Fatal> {
+    let mut server = Server::new(activation, options)?;
+    server.start().await?;
+    let end = server.serve().await;
+    server.finish(end).await;
+    Ok(())
+}
+
+/// A socket, and the inode of its file when it was adopted.
+struct Door {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: Option<(u64, u64)>,
+}
+
+impl Door {
+    fn of(adopted: Adopted) -> Door {
+        Door { listener: adopted.listener, inode: inode_at(&adopted.path), path: adopted.path }
+    }
+
+    fn is_there(&self) -> bool {
+        self.inode.is_none() || inode_at(&self.path) == self.inode
+    }
+}
+
+fn gate_on(doors: &[Door], registry: Arc<Mutex<Registry>>, settings: Settings) -> Result<Gate, Fatal> {
+    let listeners = doors.iter().map(|door| door.listener.try_clone()).collect::<io::Result<_>>();
+    listeners.and_then(|listeners| Gate::new(listeners, registry, settings)).map_err(failed("watch the sockets"))
+}
+
+/// A registry that nobody can come in by, for a gate that only turns away.
+fn nobody() -> Result<Arc<Mutex<Registry>>, Fatal> {
+    let token = crate::secret::token::Token::generate().map_err(|error| Fatal::Io {
+        doing: "begin",
+        error: io::Error::other(error),
+    })?;
+    let registry = Registry::new(own_uid(), Verifier::of(&token), now(), Capacity::default());
+    Ok(Arc::new(Mutex::new(registry)))
+}
+
+/// Whether the daemon serves, or what keeps it from it.
+enum Phase {
+    Serving { hub: Arc<Hub>, gate: Gate, _lock: Lock },
+    Broken { reason: String, tried: Instant, gate: Gate },
+}
+
+/// Why the main loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Asked,
+    Retired,
+    Idle,
+    SocketLost,
+}
+
+/// What happens to a daemon.
+enum Event {
+    Through(Authenticated),
+    Unserved(UnixStream),
+    Stray(UnixStream),
+    ConnectionEnded,
+    Asked(Asked),
+    Order(Order),
+    SessionsChanged,
+    Tick,
+}
+
+struct Server {
+    starter: Starter,
+    places: Places,
+    options: Options,
+    doors: Vec<Door>,
+    /// Sockets with a name that means nothing here: answered, so that nobody waits.
+    strays: Option<Gate>,
+    phase: Phase,
+    connections: JoinSet<()>,
+    orders: (mpsc::UnboundedSender<Order>, mpsc::UnboundedReceiver<Order>),
+    changed: Arc<Notify>,
+    stopping: watch::Sender<bool>,
+    signals: Signals,
+    manager: Manager,
+    idle: Idle,
+    watchdog: Option<(Duration, Instant)>,
+    next_check: Instant,
+    lost: BTreeSet<PathBuf>,
+    started: std::time::Instant,
+    complaints: Vec<String>,
+}
+
+impl Server {
+    fn new(activation: Activation, options: Options) -> Result<Server, Fatal> {
+        let Activation { sockets, rejected, starter } = activation;
+        let mut complaints: Vec<String> = rejected.iter().map(ToString::to_string).collect();
+        let control = [DESCRIPTOR_NAME, "authsock.socket", CONTROL];
+        let (ours, others): (Vec<Adopted>, Vec<Adopted>) =
+            sockets.into_iter().partition(|socket| control.contains(&socket.name.as_str()));
+        for socket in &others {
+            complaints.push(format!(
+                "socket {} is named {:?}, and no service of that name is configured",
+                socket.path.display(),
+                socket.name
+            ));
+        }
+        for complaint in &complaints {
+            tracing::warn!(authsock_event = "socket_rejected", "{complaint}");
+        }
+        let least = Settings::of(&Config::default(), own_uid());
+        let others: Vec<Door> = others.into_iter().map(Door::of).collect();
+        let doors: Vec<Door> = ours.into_iter().map(Door::of).collect();
+        let gate = gate_on(&doors, nobody()?, least.clone())?;
+        let strays = if others.is_empty() { None } else { Some(gate_on(&others, nobody()?, least)?) };
+        let now = Instant::now();
+        Ok(Server {
+            starter,
+            places: places(),
+            options,
+            doors,
+            strays,
+            phase: Phase::Broken { reason: "starting".into(), tried: now, gate },
+            connections: JoinSet::new(),
+            orders: mpsc::unbounded_channel(),
+            changed: Arc::new(Notify::new()),
+            stopping: watch::channel(false).0,
+            signals: Signals::watch().map_err(failed("watch signals"))?,
+            manager: Manager::default(),
+            idle: Idle::default(),
+            watchdog: watchdog().map(|period| (period, now + period)),
+            next_check: now + SOCKET_CHECK,
+            lost: BTreeSet::new(),
+            started: std::time::Instant::now(),
+            complaints,
+        })
+    }
+
+    /// The first attempt to serve. A client that waits is told of a failure; an init system's
+    /// daemon stays, and answers.
+    async fn start(&mut self) -> Result<(), Fatal> {
+        match self.lay_foundation().await {
+            Ok(()) => {}
+            Err(Fatal::CannotServe(cannot)) if self.starter == Starter::Init => self.break_down(&cannot.to_string()),
+            Err(fatal) => return Err(fatal),
+        }
+        let status = self.status();
+        self.manager.ready(&status);
+        if let Some(log) = self.options.log.take() {
+            ondemand::report_ready(&log).map_err(failed("let go of standard error"))?;
+        }
+        Ok(())
+    }
+
+    async fn lay_foundation(&mut self) -> Result<(), Fatal> {
+        let laid = Foundation::lay(self.starter, &self.places, self.options.config.as_deref()).await;
+        let Foundation { config, state, owner, lock } = laid?;
+        let uid = own_uid();
+        let registry = Registry::new(uid, owner, now(), capacity(&config));
+        let sessions = Sessions::new(registry, self.changed.clone());
+        let gate = gate_on(&self.doors, sessions.registry().clone(), Settings::of(&config, uid))?;
+        let hub = Arc::new(Hub {
+            sessions,
+            state,
+            config: Mutex::new(Arc::new(config)),
+            orders: self.orders.0.clone(),
+            facts: Facts {
+                started: self.started,
+                starter: self.starter,
+                sockets: self.doors.iter().map(|door| door.path.clone()).collect(),
+                uid,
+            },
+            counts: Mutex::default(),
+            complaints: Mutex::new(self.complaints.clone()),
+        });
+        tracing::info!(
+            authsock_event = "serving",
+            "serving on {}",
+            self.doors.iter().map(|door| door.path.display().to_string()).collect::<Vec<_>>().join(", ")
+        );
+        let before = std::mem::replace(&mut self.phase, Phase::Serving { hub, gate, _lock: lock });
+        if let Phase::Broken { mut gate, .. } = before {
+            // Those who are being turned away are still answered.
+            tokio::spawn(async move { while gate.finish().await.is_some() {} });
+        }
+        Ok(())
+    }
+
+    fn break_down(&mut self, words: &str) {
+        tracing::error!(authsock_event = "cannot_serve", authsock_reason = words, "cannot serve: {words}");
+        if let Phase::Broken { reason, tried, .. } = &mut self.phase {
+            words.clone_into(reason);
+            *tried = Instant::now();
+        }
+    }
+
+    /// The main loop.
+    async fn serve(&mut self) -> End {
+        loop {
+            self.take_stock();
+            match self.next_event().await {
+                Event::Through(connection) => self.hand_over(connection),
+                Event::Unserved(stream) => self.heal_or_turn_away(stream).await,
+                Event::Stray(stream) => {
+                    if let Some(strays) = &mut self.strays {
+                        strays.turn_away(stream, Code::UnknownService);
+                    }
+                }
+                Event::ConnectionEnded | Event::SessionsChanged => {}
+                Event::Asked(Asked::Stop) => return End::Asked,
+                Event::Asked(Asked::Reload) => self.reload().await,
+                Event::Order(Order::Retire) => return End::Retired,
+                Event::Tick => {
+                    if let Some(end) = self.tick() {
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    fn hand_over(&mut self, connection: Authenticated) {
+        if let Phase::Serving { hub, .. } = &self.phase {
+            self.connections.spawn(connection::serve(connection, hub.clone(), self.stopping.subscribe()));
+        }
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let deadline = self.deadline();
+        let (serving, broken) = match &mut self.phase {
+            Phase::Serving { gate, .. } => (Some(gate), None),
+            Phase::Broken { gate, .. } => (None, Some(gate)),
+        };
+        tokio::select! {
+            asked = self.signals.next() => Event::Asked(asked),
+            Some(order) = self.orders.1.recv() => Event::Order(order),
+            connection = some(serving, |gate| Box::pin(gate.accept())) => Event::Through(connection),
+            stream = some(broken, |gate| Box::pin(unserved(gate))) => Event::Unserved(stream),
+            stream = some(self.strays.as_mut(), |gate| Box::pin(unserved(gate))) => Event::Stray(stream),
+            Some(_) = self.connections.join_next(), if !self.connections.is_empty() => Event::ConnectionEnded,
+            () = self.changed.notified() => Event::SessionsChanged,
+            () = sleep_until(deadline) => Event::Tick,
+        }
+    }
+
+    fn in_use(&self) -> bool {
+        let (in_handshake, sessions) = match &self.phase {
+            Phase::Serving { gate, hub, .. } => (gate.in_handshake(), lock(hub.sessions.registry()).len()),
+            Phase::Broken { gate, .. } => (gate.in_handshake(), 0),
+        };
+        self.connections.len() + in_handshake + sessions > 0
+    }
+
+    fn idle_patience(&self) -> Option<Duration> {
+        match &self.phase {
+            Phase::Serving { hub, .. } => lock(&hub.config).idle_exit,
+            Phase::Broken { .. } => Config::default().idle_exit,
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let idle = self.idle.due(self.idle_patience());
+        let watchdog = self.watchdog.map(|(_, due)| due);
+        let due = [idle, watchdog, self.manager.due(), Some(self.next_check)];
+        due.into_iter().flatten().min().unwrap_or(self.next_check)
+    }
+
+    /// Notes what there is, for the status and for idleness.
+    fn take_stock(&mut self) {
+        if let Phase::Serving { hub, gate, .. } = &self.phase {
+            *lock(&hub.counts) = (self.connections.len(), gate.in_handshake());
+        }
+        self.idle.note(self.in_use());
+        let status = self.status();
+        self.manager.status(status);
+    }
+
+    fn status(&self) -> String {
+        match &self.phase {
+            Phase::Broken { reason, .. } => format!("cannot serve: {reason}"),
+            Phase::Serving { hub, .. } => {
+                let sessions = lock(hub.sessions.registry()).len();
+                let counted = |count: usize, one: &str| match count {
+                    1 => format!("1 {one}"),
+                    count => format!("{count} {one}s"),
+                };
+                let mut words = format!(
+                    "serving: {}, {}",
+                    counted(self.connections.len(), "connection"),
+                    counted(sessions, "session")
+                );
+                for complaint in lock(&hub.complaints).iter() {
+                    words.push_str("; ");
+                    words.push_str(complaint);
+                }
+                words
+            }
+        }
+    }
+
+    /// Tries once more to serve, at most once a second; whoever came is served if it works.
+    async fn heal_or_turn_away(&mut self, stream: UnixStream) {
+        if let Phase::Broken { tried, .. } = &self.phase
+            && tried.elapsed() >= RETRY_PAUSE
+        {
+            self.heal().await;
+        }
+        match &mut self.phase {
+            Phase::Serving { gate, .. } => gate.admit(stream),
+            Phase::Broken { gate, .. } => gate.turn_away(stream, Code::Unavailable),
+        }
+    }
+
+    async fn heal(&mut self) {
+        match self.lay_foundation().await {
+            Ok(()) => {
+                tracing::info!(authsock_event = "healed", "what kept the daemon from serving is mended");
+                let status = self.status();
+                self.manager.ready(&status);
+            }
+            Err(fatal) => self.break_down(&fatal.to_string()),
+        }
+    }
+
+    /// Reads the configuration again. A broken one changes nothing, and is complained of.
+    async fn reload(&mut self) {
+        self.manager.reloading();
+        match &self.phase {
+            Phase::Broken { .. } => self.heal().await,
+            Phase::Serving { hub, gate, .. } => {
+                let mut complaints = self.complaints.clone();
+                match load_config(&self.places, self.options.config.as_deref()) {
+                    Ok(config) => {
+                        gate.set(Settings::of(&config, own_uid()));
+                        lock(hub.sessions.registry()).set_capacity(capacity(&config));
+                        *lock(&hub.config) = Arc::new(config);
+                        tracing::info!(authsock_event = "reloaded", "the configuration was read again");
+                    }
+                    Err(error) => {
+                        let words = format!("reload failed, what was read before still holds: {error}");
+                        tracing::error!(authsock_event = "reload_failed", "{words}");
+                        complaints.push(words);
+                    }
+                }
+                *lock(&hub.complaints) = complaints;
+            }
+        }
+        let status = self.status();
+        self.manager.ready(&status);
+    }
+
+    /// What is due by the clock.
+    fn tick(&mut self) -> Option<End> {
+        let now = Instant::now();
+        self.manager.send_due();
+        if let Some((period, due)) = &mut self.watchdog
+            && *due <= now
+        {
+            self.manager.alive();
+            *due = now + *period;
+        }
+        if self.next_check <= now {
+            self.next_check = now + SOCKET_CHECK;
+            if let Phase::Serving { hub, .. } = &self.phase {
+                hub.sessions.tidy();
+            }
+            if self.sockets_are_lost() {
+                return Some(End::SocketLost);
+            }
+        }
+        if self.idle.due(self.idle_patience()).is_some_and(|due| due <= now) {
+            if !self.in_use() && self.may_go() {
+                return Some(End::Idle);
+            }
+            self.idle.again();
+        }
+        None
+    }
+
+    /// Looks whether clients can still find the sockets. One whose queue is ours alone is of no use
+    /// without its file; an init system's is its own to mend.
+    fn sockets_are_lost(&mut self) -> bool {
+        for door in &self.doors {
+            if door.is_there() {
+                self.lost.remove(&door.path);
+            } else if self.lost.insert(door.path.clone()) {
+                tracing::warn!(
+                    authsock_event = "socket_lost",
+                    "{} was removed or replaced: new clients cannot find this daemon{}",
+                    door.path.display(),
+                    match self.starter {
+                        Starter::Init => "; `systemctl --user restart authsock.socket` makes it anew",
+                        Starter::Client => "",
+                    }
+                );
+            }
+        }
+        self.starter == Starter::Client && self.lost.len() == self.doors.len()
+    }
+
+    /// Whether nobody loses anything by an idle exit. An init system keeps the queue. Ours dies with
+    /// us, so the socket's file goes first, under the starters' lock, and what came before that is
+    /// served.
+    fn may_go(&mut self) -> bool {
+        let Phase::Serving { hub, gate, .. } = &mut self.phase else { return true };
+        if self.starter == Starter::Init {
+            return true;
+        }
+        if gate.take_waiting() {
+            return false;
+        }
+        remove_sockets(&hub.state, &self.doors)
+    }
+
+    /// The end: nothing new is taken, what is under way is finished, as far as the time suffices.
+    async fn finish(&mut self, end: End) {
+        let words = match end {
+            End::Asked => "asked to stop",
+            End::Retired => "retiring for another daemon",
+            End::Idle => "idle",
+            End::SocketLost => "the socket is gone",
+        };
+        tracing::info!(authsock_event = "stopping", authsock_reason = words, "stopping: {words}");
+        self.manager.stopping(&format!("stopping: {words}"));
+        let _ = self.stopping.send(true);
+        let Phase::Serving { hub, gate, .. } = &mut self.phase else { return };
+        if self.starter == Starter::Client && end != End::Idle {
+            remove_sockets(&hub.state, &self.doors);
+        }
+        if self.starter == Starter::Client {
+            // Whoever came before the file went would be lost with the queue.
+            while gate.take_waiting() {}
+        }
+        let deadline = Instant::now() + lock(&hub.config).drain;
+        loop {
+            tokio::select! {
+                Some(connection) = gate.finish(), if gate.in_handshake() > 0 => {
+                    self.connections.spawn(connection::serve(connection, hub.clone(), self.stopping.subscribe()));
+                }
+                Some(_) = self.connections.join_next(), if !self.connections.is_empty() => {}
+                () = sleep_until(deadline) => {
+                    tracing::warn!(
+                        authsock_event = "drain_timeout",
+                        "{} connections were still open after {} s (lifecycle.drain_seconds)",
+                        self.connections.len(),
+                        lock(&hub.config).drain.as_secs()
+                    );
+                    break;
+                }
+                else => break,
+            }
+            if gate.in_handshake() == 0 && self.connections.is_empty() {
+                break;
+            }
+        }
+    }
+}
+
+fn remove_sockets(state: &Dir, doors: &[Door]) -> bool {
+    doors.iter().all(|door| match ondemand::remove_socket(state, &door.path, door.inode) {
+        Ok(removed) => removed,
+        Err(error) => {
+            tracing::warn!(authsock_event = "socket_kept", "cannot remove the socket: {error}");
+            false
+        }
+    })
+}
+
+fn capacity(config: &Config) -> Capacity {
+    Capacity { sessions: config.sessions, sessions_per_uid: config.sessions_per_uid }
+}
+
+async fn unserved(gate: &mut Gate) -> UnixStream {
+    loop {
+        if let Ok(stream) = gate.accept_unserved().await {
+            return stream;
+        }
+    }
+}
+
+type Boxed<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// Waits for what `ask` gives, or for ever if there is nothing to ask.
+async fn some<'a, T>(gate: Option<&'a mut Gate>, ask: impl FnOnce(&'a mut Gate) -> Boxed<'a, T>) -> T {
+    match gate {
+        Some(gate) => ask(gate).await,
+        None => std::future::pending().await,
+    }
+}

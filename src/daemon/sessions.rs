@@ -1,0 +1,205 @@
+//! Living sessions: the registry together with what watches leaders, clocks and connections.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+
+use crate::gate::{lock, now};
+use crate::kernel::process::Process;
+use crate::secret::token::TokenId;
+use crate::secret::verifier::Verifier;
+use crate::session::registry::{Admitted, Maker, NewSession, NotMade, Registry};
+use crate::session::{EndReason, Millis, Session, SessionId};
+
+/// Longest sleep of the clock; a suspended machine's clock may jump.
+const CLOCK_MAX: Duration = Duration::from_secs(3600);
+
+/// What concerns a session's connections changed: it ended, or its token was rotated. They look.
+pub(super) type Lifeline = watch::Receiver<u64>;
+
+/// The registry and its watchers.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    registry: Arc<Mutex<Registry>>,
+    lifelines: Mutex<HashMap<SessionId, watch::Sender<u64>>>,
+    /// A deadline may have moved.
+    clock: Notify,
+    /// Something ended or began; for whoever counts.
+    changed: Arc<Notify>,
+}
+
+impl Sessions {
+    pub(super) fn new(registry: Registry, changed: Arc<Notify>) -> Arc<Sessions> {
+        let sessions = Arc::new(Sessions {
+            registry: Arc::new(Mutex::new(registry)),
+            lifelines: Mutex::default(),
+            clock: Notify::new(),
+            changed,
+        });
+        tokio::spawn(keep_time(Arc::downgrade(&sessions)));
+        sessions
+    }
+
+    /// The registry itself.
+    pub(super) fn registry(&self) -> &Arc<Mutex<Registry>> {
+        &self.registry
+    }
+
+    /// Watches what happens to a session's connections.
+    pub(super) fn lifeline(&self, id: &SessionId) -> Lifeline {
+        let mut lifelines = lock(&self.lifelines);
+        lifelines.entry(id.clone()).or_insert_with(|| watch::channel(0).0).subscribe()
+    }
+
+    /// Whether a token still lets its connection stay, and until when.
+    pub(super) fn standing(&self, admitted: &Admitted) -> Option<Standing> {
+        let registry = lock(&self.registry);
+        let session = registry.get(&admitted.session.id)?.clone();
+        let until = registry.grace_of(admitted.token_id)?;
+        Some(Standing { session, until })
+    }
+
+    /// Makes a session whose leader is a process that is held; its end ends the session.
+    pub(super) fn create(
+        self: &Arc<Self>,
+        asker: &Admitted,
+        maker: Maker,
+        leader: Option<Process>,
+        new: NewSession,
+    ) -> Result<Arc<Session>, NotMade> {
+        let session = lock(&self.registry).create(asker, maker, new, now())?;
+        tracing::info!(
+            authsock_event = "session_started",
+            authsock_session = session.id.as_str(),
+            authsock_peer_uid = session.uid,
+            authsock_peer_pid = session.leader.map_or(0, |leader| leader.pid.0),
+            "session {} ({}) began, led by process {}",
+            session.id,
+            session.name,
+            session.leader.map_or(0, |leader| leader.pid.0),
+        );
+        if let Some(leader) = leader {
+            let ended = self.lifeline(&session.id);
+            tokio::spawn(watch_leader(self.clone(), session.id.clone(), leader, ended));
+        }
+        self.clock.notify_one();
+        self.changed.notify_one();
+        Ok(session)
+    }
+
+    /// Ends a session and everything below it; their connections are told.
+    pub(super) fn end(&self, id: &SessionId, reason: EndReason) -> usize {
+        let ended = lock(&self.registry).end(id, reason, now());
+        for (session, reason) in &ended {
+            tracing::info!(
+                authsock_event = "session_ended",
+                authsock_session = session.id.as_str(),
+                authsock_peer_uid = session.uid,
+                authsock_reason = reason.as_str(),
+                "session {} ({}) ended: {}",
+                session.id,
+                session.name,
+                reason.as_str()
+            );
+            // Dropping the sender tells every receiver.
+            lock(&self.lifelines).remove(&session.id);
+        }
+        self.clock.notify_one();
+        self.changed.notify_one();
+        ended.len()
+    }
+
+    /// Gives a session a new token.
+    pub(super) fn rotate(
+        &self,
+        asker: &Admitted,
+        id: &SessionId,
+        verifier: Verifier,
+        grace: Millis,
+    ) -> Result<TokenId, NotMade> {
+        let session = lock(&self.registry).rotate(asker, id, verifier, grace, now())?;
+        tracing::info!(
+            authsock_event = "token_rotated",
+            authsock_session = session.id.as_str(),
+            "session {} ({}) has a new token; the old one connects for {} s more",
+            session.id,
+            session.name,
+            grace / 1000
+        );
+        if let Some(lifeline) = lock(&self.lifelines).get(id) {
+            lifeline.send_modify(|turn| *turn += 1);
+        }
+        self.clock.notify_one();
+        Ok(session.token_id)
+    }
+
+    /// Forgets the lifelines that nobody watches any more.
+    pub(super) fn tidy(&self) {
+        lock(&self.lifelines).retain(|_, lifeline| lifeline.receiver_count() > 0);
+    }
+
+    fn end_what_is_due(&self) -> Option<Millis> {
+        let expired = lock(&self.registry).expired(now());
+        for id in expired {
+            self.end(&id, EndReason::Expired);
+        }
+        let mut registry = lock(&self.registry);
+        registry.end_graces(now());
+        registry.next_deadline()
+    }
+}
+
+/// What a connection still has.
+#[derive(Debug)]
+pub(super) struct Standing {
+    /// The session as it is now.
+    pub(super) session: Arc<Session>,
+    /// When the token's grace ends, if it was rotated.
+    pub(super) until: Option<Millis>,
+}
+
+/// Ends what is due, then sleeps until the next deadline or until one may have moved.
+async fn keep_time(sessions: std::sync::Weak<Sessions>) {
+    loop {
+        let Some(living) = sessions.upgrade() else { return };
+        let next = living.end_what_is_due();
+        let pause = next.map_or(CLOCK_MAX, |next| {
+            Duration::from_millis(next.saturating_sub(now())).min(CLOCK_MAX)
+        });
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = living.clock.notified() => {}
+        }
+    }
+}
+
+/// Ends a session when its leader ends. A pidfd becomes readable then (pidfd_open(2)).
+async fn watch_leader(sessions: Arc<Sessions>, id: SessionId, leader: Process, mut ended: Lifeline) {
+    // Deprecated for types that may lie about the descriptor they own; an OwnedFd cannot, and the
+    // replacement is unsafe. CHECK: https://github.com/tokio-rs/tokio/pull/8587
+    #[allow(deprecated)]
+    let watched = AsyncFd::with_interest(OwnedFd::from(leader), Interest::READABLE);
+    let exited = async {
+        match &watched {
+            Ok(pidfd) => drop(pidfd.readable().await),
+            // Without a watch the session would outlive its leader: it ends at once.
+            Err(error) => tracing::error!(authsock_event = "bug", "a leader cannot be watched: {error}"),
+        }
+    };
+    tokio::pin!(exited);
+    loop {
+        tokio::select! {
+            () = &mut exited => {
+                sessions.end(&id, EndReason::LeaderExited);
+                return;
+            }
+            changed = ended.changed() => if changed.is_err() { return },
+        }
+    }
+}

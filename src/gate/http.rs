@@ -1,0 +1,64 @@
+//! What an HTTP client is told on this socket for as long as HTTP is not served here: a proper answer.
+
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::line::{self, Buffer};
+use crate::wire::auth::AUTH_LINE_MAX;
+
+/// How a request is answered.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Status {
+    /// 501 (RFC 9110, section 15.6.2).
+    NotImplemented,
+    /// 503 (RFC 9110, section 15.6.4).
+    ServiceUnavailable,
+}
+
+/// Reads the head of one request and answers it, as a problem detail (RFC 9457). The connection
+/// closes then.
+pub(super) async fn answer(stream: &UnixStream, buffer: &mut Buffer, status: Status, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    let is_head_request = buffer.bytes().starts_with(b"HEAD ");
+    // The answer does not depend on the rest; it is read so that the client sees the answer
+    // instead of a reset. The last bytes of one reading may begin the end of the head.
+    let mut tail = Vec::new();
+    let mut read = 0;
+    while read < 16 * AUTH_LINE_MAX {
+        tail.extend_from_slice(buffer.bytes());
+        read += buffer.bytes().len();
+        buffer.clear();
+        if tail.windows(4).any(|end| end == b"\r\n\r\n") || tail.windows(2).any(|end| end == b"\n\n") {
+            break;
+        }
+        tail.drain(..tail.len().saturating_sub(3));
+        match timeout_at(deadline, buffer.fill(stream)).await {
+            Ok(Ok(1..)) => {}
+            _ => break,
+        }
+    }
+    let (line, title, detail) = match status {
+        Status::NotImplemented => (
+            "501 Not Implemented",
+            "Not Implemented",
+            "this daemon does not speak HTTP yet; docs/protocol.md describes what it speaks",
+        ),
+        Status::ServiceUnavailable => (
+            "503 Service Unavailable",
+            "Service Unavailable",
+            "the daemon cannot serve at present; its status and log say why",
+        ),
+    };
+    let number = &line[..3];
+    let body = format!(r#"{{"type":"about:blank","title":"{title}","status":{number},"detail":"{detail}"}}"#);
+    let mut text = format!(
+        "HTTP/1.1 {line}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    if !is_head_request {
+        text.push_str(&body);
+    }
+    line::farewell(stream, text.as_bytes(), super::REFUSAL_TIMEOUT).await;
+}

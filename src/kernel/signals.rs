@@ -1,0 +1,119 @@
+//! Signals and children of a program that runs another: what is passed on to it, and when it has ended.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// Signals that are passed on. The terminal's stop signals are not among them: they reach both of us
+/// anyway, and must stop both.
+const PASSED_ON: [Signal; 6] =
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Runs a command to its end as its keeper: passes signals on, and reaps whatever is orphaned to us.
+///
+/// The caller has no other threads: one that does not block the signals would take them.
+///
+/// # Errors
+/// If the command cannot be started; `run` tells then whether it was found.
+pub fn keep(command: &mut Command) -> io::Result<ExitStatus> {
+    let mut set: SigSet = PASSED_ON.into_iter().collect();
+    set.add(Signal::SIGCHLD);
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut before))?;
+    // SAFETY: sigprocmask(2) is async-signal-safe, and the set is a plain copy. A command that was
+    // started with blocked signals keeps those, and gets none of ours.
+    unsafe {
+        command.pre_exec(move || {
+            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+            Ok(())
+        });
+    }
+    let mut arrivals = Arrivals::watch(&set)?;
+    let child = command.spawn()?;
+    keep_until_end(&child, &mut arrivals)
+}
+
+fn keep_until_end(child: &Child, arrivals: &mut Arrivals) -> io::Result<ExitStatus> {
+    let pid = Pid::from_raw(i32::try_from(child.id()).map_err(|_| Errno::ESRCH)?);
+    loop {
+        if let Some(status) = reap(pid)? {
+            return Ok(status);
+        }
+        let (signal, is_for_us_alone) = arrivals.next()?;
+        if signal != Signal::SIGCHLD && is_for_us_alone {
+            // It may have ended already; the next turn sees that.
+            let _ = kill(pid, signal);
+        }
+    }
+}
+
+/// Reaps all that have ended; returns how `main` did.
+fn reap(main: Pid) -> io::Result<Option<ExitStatus>> {
+    use std::os::unix::process::ExitStatusExt;
+    let mut ended = None;
+    loop {
+        let (pid, raw) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => (pid, code << 8),
+            Ok(WaitStatus::Signaled(pid, signal, core)) => (pid, signal as i32 | if core { 0x80 } else { 0 }),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(ended),
+            Ok(_) | Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        };
+        if pid == main {
+            ended = Some(ExitStatus::from_raw(raw));
+        }
+    }
+}
+
+/// Signals as they arrive, with whether they were meant for this process alone: the terminal, and
+/// whoever signals our whole group, reach the command without us.
+struct Arrivals {
+    #[cfg(target_os = "linux")]
+    from: nix::sys::signalfd::SignalFd,
+    #[cfg(not(target_os = "linux"))]
+    set: SigSet,
+}
+
+impl Arrivals {
+    #[cfg(target_os = "linux")]
+    fn watch(set: &SigSet) -> io::Result<Arrivals> {
+        use nix::sys::signalfd::{SfdFlags, SignalFd};
+        Ok(Arrivals { from: SignalFd::with_flags(set, SfdFlags::SFD_CLOEXEC)? })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn next(&mut self) -> io::Result<(Signal, bool)> {
+        loop {
+            let info = match self.from.read_signal() {
+                Ok(Some(info)) => info,
+                Ok(None) | Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            let number = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?;
+            let signal = Signal::try_from(number)?;
+            let by_a_process = info.ssi_code <= 0;
+            let sender = i32::try_from(info.ssi_pid).unwrap_or(0);
+            // SAFETY: getpgid(2) and getpgrp(2) take and give plain numbers.
+            let from_our_group = sender > 0 && unsafe { libc::getpgid(sender) == libc::getpgrp() };
+            return Ok((signal, by_a_process && !from_our_group));
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[allow(clippy::unnecessary_wraps)]
+    fn watch(set: &SigSet) -> io::Result<Arrivals> {
+        Ok(Arrivals { set: *set })
+    }
+
+    /// Without knowing the sender: the two that a terminal sends are left to it.
+    #[cfg(not(target_os = "linux"))]
+    fn next(&mut self) -> io::Result<(Signal, bool)> {
+        let signal = self.set.wait()?;
+        Ok((signal, !matches!(signal, Signal::SIGINT | Signal::SIGQUIT)))
+    }
+}
