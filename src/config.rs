@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::{Deserializer, Error as _};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
 
 use crate::kernel::dir::{self, Unusable};
 
@@ -47,6 +47,8 @@ pub struct Config {
     pub sessions_per_uid: usize,
     /// `limits.request_line_bytes`, 4096 to 67108864: a line after the handshake. Default 1048576.
     pub request_line: usize,
+    /// `limits.write_timeout_seconds`, 1 to 3600: for a client that does not read. Default 30.
+    pub write_timeout: Duration,
     /// `lifecycle.idle_exit_seconds`, 0 to 31536000: 0 is never. Default 300.
     pub idle_exit: Option<Duration>,
     /// `lifecycle.drain_seconds`, 0 to 600: for requests under way when asked to stop. Default 5.
@@ -68,9 +70,10 @@ impl Default for Config {
             unauthenticated_per_uid: 512,
             connections: 4096,
             connections_per_uid: 4096,
-            sessions: crate::session::registry::SESSIONS_MAX,
-            sessions_per_uid: crate::session::registry::SESSIONS_PER_UID_MAX,
-            request_line: crate::wire::json_rpc::REQUEST_LINE_MAX,
+            sessions: 4096,
+            sessions_per_uid: 1024,
+            request_line: 1 << 20,
+            write_timeout: Duration::from_secs(30),
             idle_exit: Some(Duration::from_secs(300)),
             drain: Duration::from_secs(5),
             allow_unbound: false,
@@ -101,7 +104,9 @@ struct Bounded<const MIN: u64, const MAX: u64>(u64);
 
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Bounded<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let out_of_bounds = |given: &dyn std::fmt::Display| D::Error::custom(format!("{given} is not between {MIN} and {MAX}"));
+        let out_of_bounds = |given: &dyn std::fmt::Display| {
+            D::Error::custom(format!("{given} is not between {MIN} and {MAX}"))
+        };
         let number = i64::deserialize(deserializer)?;
         let number = u64::try_from(number).map_err(|_| out_of_bounds(&number))?;
         if (MIN..=MAX).contains(&number) { Ok(Bounded(number)) } else { Err(out_of_bounds(&number)) }
@@ -151,6 +156,7 @@ struct LimitsTable {
     sessions: Option<Bounded<1, 1_000_000>>,
     sessions_per_uid: Option<Bounded<1, 1_000_000>>,
     request_line_bytes: Option<Bounded<4096, 67_108_864>>,
+    write_timeout_seconds: Option<Bounded<1, 3600>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -183,9 +189,10 @@ impl Config {
             Err(unusable) => return Err(unusable.into()),
         }
         let fragments = path.with_file_name("config.d");
-        let mut paths: Vec<PathBuf> = match std::fs::read_dir(&fragments) {
-            Ok(entries) => entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect(),
-            Err(_) => Vec::new(),
+        let mut paths = match dir::list_configuration(&fragments) {
+            Ok(paths) => paths,
+            Err(unusable) if unusable.is_missing() => Vec::new(),
+            Err(unusable) => return Err(unusable.into()),
         };
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
         paths.sort();
@@ -218,6 +225,7 @@ impl Config {
         set(&mut self.connections_per_uid, limits.connections_per_uid.map(Bounded::count));
         set(&mut self.sessions, limits.sessions.map(Bounded::count));
         set(&mut self.sessions_per_uid, limits.sessions_per_uid.map(Bounded::count));
+        set(&mut self.write_timeout, limits.write_timeout_seconds.map(Bounded::seconds));
         set(&mut self.request_line, limits.request_line_bytes.map(Bounded::count));
         let idle = lifecycle.idle_exit_seconds.map(Bounded::seconds);
         set(&mut self.idle_exit, idle.map(|idle| (!idle.is_zero()).then_some(idle)));
@@ -246,7 +254,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_named_with_its_line() {
         let words = parse("[policy]\nallow_rot = true\n").unwrap_err();
-        assert!(words.contains("/c.toml") && words.contains("line 2") && words.contains("allow_rot"), "{words}");
+        assert!(
+            words.contains("/c.toml") && words.contains("line 2") && words.contains("allow_rot"),
+            "{words}"
+        );
     }
 
     #[test]
@@ -260,6 +271,7 @@ mod tests {
             ("limits", "sessions", 1, 1_000_000),
             ("limits", "sessions_per_uid", 1, 1_000_000),
             ("limits", "request_line_bytes", 4096, 67_108_864),
+            ("limits", "write_timeout_seconds", 1, 3600),
             ("lifecycle", "idle_exit_seconds", 0, 31_536_000),
             ("lifecycle", "drain_seconds", 0, 600),
             ("client", "timeout_seconds", 1, 3600),
@@ -270,7 +282,10 @@ mod tests {
             }
             for bad in [min - 1, max + 1, -1] {
                 let words = parse(bad).unwrap_err();
-                assert!(words.contains("line 2") && words.contains(&format!("between {min} and {max}")), "{words}");
+                assert!(
+                    words.contains("line 2") && words.contains(&format!("between {min} and {max}")),
+                    "{words}"
+                );
             }
         }
     }
@@ -302,9 +317,24 @@ mod tests {
         assert_eq!(config.drain, Duration::from_secs(1));
         write(&temp.path().join("config.d/30.toml"), "[lifecycle]\nidle_exit_seconds = 0\n");
         assert_eq!(Config::load(Some(&main), None).unwrap().idle_exit, None);
-        assert!(Config::load(None, Some(&temp.path().join("none"))).is_err(), "a file that was given must exist");
+        assert!(
+            Config::load(None, Some(&temp.path().join("none"))).is_err(),
+            "a file that was given must exist"
+        );
         assert!(Config::load(Some(&temp.path().join("x/none")), None).is_ok());
+        // Fragments that cannot be trusted, or not be listed, are an error and not none.
+        let fragments = temp.path().join("config.d");
+        let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&fragments, mode(0o777)).unwrap();
+        assert!(
+            Config::load(Some(&main), None).unwrap_err().to_string().contains("may be written by others")
+        );
+        std::fs::set_permissions(&fragments, mode(0o000)).unwrap();
+        assert!(crate::kernel::dir::own_uid() == 0 || Config::load(Some(&main), None).is_err());
+        std::fs::set_permissions(&fragments, mode(0o755)).unwrap();
         std::fs::set_permissions(&main, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-        assert!(Config::load(Some(&main), None).unwrap_err().to_string().contains("may be written by others"));
+        assert!(
+            Config::load(Some(&main), None).unwrap_err().to_string().contains("may be written by others")
+        );
     }
 }

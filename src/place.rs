@@ -81,7 +81,9 @@ pub enum BadSocketPath {
         length: usize,
     },
     /// The path is relative, empty, or holds a NUL byte.
-    #[error("socket path {path:?} is not an absolute path; abstract sockets have no permissions and are not used")]
+    #[error(
+        "socket path {path:?} is not an absolute path; abstract sockets have no permissions and are not used"
+    )]
     NotAbsolute {
         /// The path as given.
         path: PathBuf,
@@ -251,7 +253,10 @@ mod tests {
         let longest = format!("/{}", "s".repeat(SOCKET_PATH_MAX - 1));
         assert!(SocketPath::new(&longest).is_ok());
         let error = SocketPath::new(format!("{longest}s")).unwrap_err();
-        assert_eq!(error, BadSocketPath::TooLong { path: format!("{longest}s").into(), length: SOCKET_PATH_MAX + 1 });
+        assert_eq!(
+            error,
+            BadSocketPath::TooLong { path: format!("{longest}s").into(), length: SOCKET_PATH_MAX + 1 }
+        );
         assert!(error.to_string().contains(&format!("at most {SOCKET_PATH_MAX}")));
     }
 

@@ -24,12 +24,13 @@ Environment:
   AUTHSOCK_TOKEN_FILE  a file that holds the token
   AUTHSOCK_TOKEN_FD    an inherited descriptor that holds the token
   AUTHSOCK_TOKEN       the token itself (for tests)
-  AUTHSOCK_LOG         what is logged: error, warn, info, debug, trace";
+  AUTHSOCK_LOG         what is logged: error, warn, info, debug, trace
+  XDG_RUNTIME_DIR      where sockets and the owner's token lie";
 
 /// Authenticated local sockets: every connection has a proven peer, and every request belongs to a
 /// session.
 #[derive(Debug, Parser)]
-#[command(name = "authsock", version, about, after_help = AFTER_HELP, disable_help_subcommand = true)]
+#[command(name = "authsock", version, about, after_help = AFTER_HELP)]
 pub struct Args {
     #[command(flatten)]
     pub(super) common: Common,
@@ -92,10 +93,10 @@ pub(super) struct Run {
     /// The realm, for the owner only [default: the parent's]
     #[arg(long, value_name = "R")]
     pub(super) realm: Option<String>,
-    /// How long the session may live: seconds, or a number with s, m, h or d
+    /// How long the session's token is good: seconds, or a number with s, m, h or d; CMD goes on
     #[arg(long, value_name = "T", value_parser = duration)]
     pub(super) ttl: Option<u64>,
-    /// A scope of the session; replaces the default ones, may be repeated
+    /// A scope of the session (docs/sessions.md); replaces the default ones, may be repeated
     #[arg(long, value_name = "SCOPE")]
     pub(super) allow: Vec<String>,
     /// Where the session's token is good: in CMD's process tree, or for the whole user
@@ -123,7 +124,7 @@ impl From<Bind> for Binding {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Call {
-    /// The method, such as whoami
+    /// The method: ping, whoami, status, session.create, … (docs/protocol.md)
     pub(super) method: String,
     /// Its parameters as JSON; - reads them from standard input
     pub(super) params: Option<String>,
@@ -140,7 +141,7 @@ pub(super) enum Session {
         #[arg(long)]
         all_realms: bool,
     },
-    /// End a session and all that came from it
+    /// End a session and all that came from it: its token is worth nothing any more, its programs go on
     Revoke {
         /// Its id
         id: String,
@@ -166,8 +167,12 @@ fn duration(text: &str) -> Result<u64, String> {
         Some(b'd') => (&text[..text.len() - 1], 86_400),
         _ => (text, 1),
     };
-    let number: u64 = digits.parse().map_err(|_| "expected a number, perhaps with s, m, h or d".to_owned())?;
-    number.checked_mul(factor).filter(|seconds| *seconds > 0).ok_or_else(|| "out of range".to_owned())
+    let number: u64 =
+        digits.parse().map_err(|_| "expected a number, perhaps with s, m, h or d".to_owned())?;
+    number
+        .checked_mul(factor)
+        .filter(|seconds| *seconds > 0)
+        .ok_or_else(|| "expected 1 second to 366 days".to_owned())
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod whoami;
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde_json::Value;
 
 use crate::client::{CallError, Client, ConnectError, Options};
 use args::{Args, Common, Verb};
@@ -49,11 +50,13 @@ pub mod exit {
 struct Failure {
     code: u8,
     message: String,
+    /// The daemon's own word for it: a refusal's code or an error's number.
+    detail: Option<Value>,
 }
 
 impl Failure {
     fn new(code: u8, message: impl std::fmt::Display) -> Failure {
-        Failure { code, message: message.to_string() }
+        Failure { code, message: message.to_string(), detail: None }
     }
 }
 
@@ -65,19 +68,21 @@ impl From<ConnectError> for Failure {
                 _ => exit::REFUSED,
             },
             ConnectError::Token(_) => exit::REFUSED,
+            ConnectError::Socket { problem, .. } if problem.is_suspect() => exit::REFUSED,
             _ => exit::NO_DAEMON,
         };
-        Failure::new(code, error)
+        let detail = error.refusal_code().map(Value::from);
+        Failure { detail, ..Failure::new(code, error) }
     }
 }
 
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Failure {
-        let code = match &error {
-            CallError::Refused(_) => exit::FAILED,
-            _ => exit::NO_DAEMON,
+        let (code, detail) = match &error {
+            CallError::Refused(error) => (exit::FAILED, Some(Value::from(error.code))),
+            _ => (exit::NO_DAEMON, None),
         };
-        Failure::new(code, error)
+        Failure { detail, ..Failure::new(code, error) }
     }
 }
 
@@ -93,8 +98,15 @@ pub fn main() -> ExitCode {
     let Args { common, verb } = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+            let is_json = std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
+            if error.use_stderr() && is_json {
+                let words = error.to_string();
+                let words = words.strip_prefix("error: ").unwrap_or(&words);
+                return report(&Failure::new(exit::USAGE, words), &Output::new(true));
+            }
+            let printed = error.print();
+            let usage = error.use_stderr() || printed.is_err();
+            return ExitCode::from(if usage { exit::USAGE } else { exit::OK });
         }
     };
     let output = Output::new(common.json);
@@ -107,7 +119,9 @@ pub fn main() -> ExitCode {
         Verb::Session(verb) => {
             with_client(&common, async |client| session::session(client, &verb, &output).await)
         }
-        Verb::Token(verb) => with_client(&common, async |client| token::token(client, &common, &verb, &output).await),
+        Verb::Token(verb) => {
+            with_client(&common, async |client| token::token(client, &common, &verb, &output).await)
+        }
     };
     match done {
         Ok(()) => ExitCode::from(exit::OK),
@@ -123,19 +137,32 @@ fn finish_run(done: Result<u8, Failure>, output: &Output) -> ExitCode {
 }
 
 fn report(failure: &Failure, output: &Output) -> ExitCode {
-    output.error(failure.code, &failure.message);
+    output.error(failure.code, failure.detail.as_ref(), &failure.message);
     ExitCode::from(failure.code)
 }
 
 /// What the common options say of how to connect.
 fn client_options(common: &Common) -> Options {
+    // A daemon that is started has another working directory.
+    let absolute = |path: &Option<std::path::PathBuf>| {
+        path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()))
+    };
     Options {
-        socket: common.socket.clone(),
-        token_file: common.token_file.clone(),
-        config: common.config.clone(),
-        program: std::env::current_exe().ok(),
+        socket: absolute(&common.socket),
+        token_file: absolute(&common.token_file),
+        config: absolute(&common.config),
+        program: own_program(),
         timeout: common.timeout.map(std::time::Duration::from_secs),
     }
+}
+
+/// This program's file. One that was replaced while it ran is called `… (deleted)`: its successor
+/// is in the same place.
+fn own_program() -> Option<std::path::PathBuf> {
+    let path = std::env::current_exe().ok()?;
+    let replaced =
+        path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map(std::path::PathBuf::from);
+    Some(replaced.filter(|path| path.is_file()).unwrap_or(path))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {

@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal, Write};
 
 use serde_json::{Value, json};
 
+use crate::wire::text::{is_deceptive, printable};
+
 /// Where results go.
 #[derive(Debug)]
 pub(super) struct Output {
@@ -29,7 +31,19 @@ impl Output {
         } else {
             serde_json::to_string_pretty(value)
         };
-        self.print(&format!("{}\n", text.map_err(io::Error::other)?))
+        // JSON escapes some control characters; the others, and what deceives, are escaped alike.
+        let mut line = String::new();
+        for character in text.map_err(io::Error::other)?.chars() {
+            if character != '\n' && is_deceptive(character) {
+                let mut units = [0; 2];
+                for unit in character.encode_utf16(&mut units) {
+                    line.push_str(&format!("\\u{unit:04x}"));
+                }
+            } else {
+                line.push(character);
+            }
+        }
+        self.print(&format!("{line}\n"))
     }
 
     /// Names and what they stand for, below each other.
@@ -67,11 +81,14 @@ impl Output {
     }
 
     /// What went wrong, on standard error: a sentence for people, an object for programs.
-    pub(super) fn error(&self, code: u8, message: &str) {
+    pub(super) fn error(&self, code: u8, detail: Option<&Value>, message: &str) {
+        let message = message.trim_end();
         let text = if self.json {
-            format!("{}\n", json!({ "error": { "exit_code": code, "message": message } }))
+            format!("{}\n", json!({ "error": { "exit_code": code, "code": detail, "message": message } }))
         } else {
-            format!("authsock: {}\n", message.trim_end())
+            // Lines are kept: a configuration's error shows the place.
+            let lines: Vec<String> = message.lines().map(printable).collect();
+            format!("authsock: {}\n", lines.join("\n"))
         };
         let _ = io::stderr().write_all(text.as_bytes());
     }
@@ -85,14 +102,12 @@ impl Output {
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             // A reader that has seen enough is no failure.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            done => done,
+            Err(error) => {
+                Err(io::Error::new(error.kind(), format!("cannot write to standard output: {error}")))
+            }
+            Ok(()) => Ok(()),
         }
     }
-}
-
-/// Text that cannot steer a terminal.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|character| if character.is_control() { character.escape_debug().collect() } else { vec![character] }).collect()
 }
 
 /// A field of a result as text; `-` if it is missing.
@@ -112,15 +127,5 @@ pub(super) fn span(seconds: u64) -> String {
         120..=7199 => format!("{} min", seconds / 60),
         7200..=172_799 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn control_characters_are_shown_and_not_sent() {
-        assert_eq!(printable("a\u{1b}[31mb\nü"), "a\\u{1b}[31mb\\nü");
     }
 }

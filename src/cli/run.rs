@@ -31,7 +31,8 @@ pub(super) fn run(common: &Common, args: Run) -> Result<u8, Failure> {
     let cannot = |error: &dyn std::fmt::Display| Failure::new(exit::RUN_FAILED, error);
     let token = Token::generate().map_err(|error| cannot(&error))?;
     let home = TokenHome::make(&token).map_err(|error| cannot(&error))?;
-    let socket = begin(common, &args, &token).map_err(|failure| Failure { code: exit::RUN_FAILED, ..failure })?;
+    let socket =
+        begin(common, &args, &token).map_err(|failure| Failure { code: exit::RUN_FAILED, ..failure })?;
     drop(token);
     if let Err(error) = process::become_subreaper() {
         tracing::debug!("descendants that daemonise leave the session's tree: {error}");
@@ -50,19 +51,30 @@ pub(super) fn run(common: &Common, args: Run) -> Result<u8, Failure> {
     let ended = signals::keep(&mut command);
     // The session ends with its leader, which is this process; its file goes before.
     drop(home);
+    if matches!(&ended, Ok(status) if status.signal() == Some(2)) {
+        signals::die_of_interrupt();
+    }
     match ended {
         Ok(status) => Ok(match (status.code(), status.signal()) {
             (Some(code), _) => u8::try_from(code & 0xff).unwrap_or(exit::FAILED),
-            (None, signal) => exit::RUN_SIGNALLED.saturating_add(u8::try_from(signal.unwrap_or(0)).unwrap_or(0)),
+            (None, signal) => {
+                exit::RUN_SIGNALLED.saturating_add(u8::try_from(signal.unwrap_or(0)).unwrap_or(0))
+            }
         }),
         Err(error) => {
             let code = match error.kind() {
                 io::ErrorKind::NotFound => exit::RUN_NOT_FOUND,
                 io::ErrorKind::PermissionDenied => exit::RUN_NOT_EXECUTABLE,
-                _ if error.raw_os_error() == Some(libc::ENOEXEC) => exit::RUN_NOT_EXECUTABLE,
+                _ if signals::is_not_executable(&error) => exit::RUN_NOT_EXECUTABLE,
                 _ => exit::RUN_FAILED,
             };
-            Err(Failure::new(code, format!("cannot run {}: {error}", Path::new(program).display())))
+            let problem = match code {
+                exit::RUN_NOT_FOUND if !program.as_encoded_bytes().contains(&b'/') => {
+                    "not found in PATH".to_owned()
+                }
+                _ => error.to_string(),
+            };
+            Err(Failure::new(code, format!("cannot run {program:?}: {problem}")))
         }
     }
 }
@@ -114,7 +126,7 @@ fn path_with_ourselves() -> Option<std::ffi::OsString> {
     if is_found {
         return None;
     }
-    let own = std::env::current_exe().ok()?;
+    let own = super::own_program()?;
     let dirs = std::iter::once(own.parent()?.to_path_buf()).chain(std::env::split_paths(&path));
     std::env::join_paths(dirs).ok()
 }
@@ -155,10 +167,20 @@ impl Drop for TokenHome {
     }
 }
 
-/// Removes directories whose `run` was killed: nobody holds their lock.
+/// Removes directories whose `run` was killed: nobody holds their lock. One that is being made has its
+/// name with a dot, and not its lock for a moment.
 fn sweep(runs: &Path) {
+    const MADE_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
     let Ok(entries) = std::fs::read_dir(runs) else { return };
-    for entry in entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b".")) {
+    for entry in entries.flatten() {
+        let is_being_made = entry.file_name().as_encoded_bytes().starts_with(b".")
+            && entry
+                .metadata()
+                .and_then(|meta| meta.modified())
+                .is_ok_and(|modified| modified.elapsed().unwrap_or_default() < MADE_WITHIN);
+        if is_being_made {
+            continue;
+        }
         let Ok(dir) = Dir::open(&entry.path(), own_uid()) else { continue };
         if let Ok(Some(_unused)) = dir.try_lock(IN_USE) {
             let _ = std::fs::remove_dir_all(entry.path());

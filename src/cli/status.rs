@@ -14,6 +14,11 @@ pub(super) async fn status(client: &mut Client, output: &Output) -> Result<(), F
         Some("init") => "by the init system".into(),
         _ => text(&answer["activation"]),
     };
+    let log = match answer["log"].as_str() {
+        Some(path) => path.to_owned(),
+        None if answer["activation"] == "on_demand" => "none: it could not be opened".to_owned(),
+        None => "the init system's (journalctl --user -u authsock)".to_owned(),
+    };
     let idle = match answer["idle_exit_seconds"].as_u64() {
         Some(0) | None => "never".into(),
         Some(seconds) => format!("after {}", span(seconds)),
@@ -21,6 +26,7 @@ pub(super) async fn status(client: &mut Client, output: &Output) -> Result<(), F
     let mut fields = vec![
         ("daemon", format!("authsock {}, process {}", text(&answer["version"]), text(&answer["pid"]))),
         ("socket", text(&answer["sockets"])),
+        ("log", log),
         ("started", activation),
         ("running for", span(answer["uptime_seconds"].as_u64().unwrap_or(0))),
         ("connections", text(&answer["connections"])),

@@ -38,12 +38,16 @@ pub(super) async fn token(
         Some(0) => "is worth nothing any more".to_owned(),
         seconds => format!("still connects for {} s", seconds.unwrap_or(0)),
     };
-    Ok(output.fields(&[("token", format!("{}, new", text(&answer["token_id"]))), ("old one", grace)])?)
+    Ok(output.fields(&[("new token id", text(&answer["token_id"])), ("old token", grace)])?)
 }
 
 /// A session's token is made here, and only what verifies it is sent. The new file is whole before
 /// the daemon hears of it, and in place right after.
-async fn rotate_own(client: &mut Client, common: &Common, mut params: Map<String, Value>) -> Result<Value, Failure> {
+async fn rotate_own(
+    client: &mut Client,
+    common: &Common,
+    mut params: Map<String, Value>,
+) -> Result<Value, Failure> {
     const NEXT: &str = ".token-next";
     let fail = |error: &dyn std::fmt::Display| Failure::new(exit::FAILED, error);
     let found = discover::token(&discover::trusted_env, &places(), common.token_file.as_deref())
@@ -51,7 +55,9 @@ async fn rotate_own(client: &mut Client, common: &Common, mut params: Map<String
     let path = match found.source {
         Source::Given(path) | Source::File(path) => path,
         other => {
-            let words = format!("the token came from {other}; only one that lies in a file of its own can be rotated");
+            let words = format!(
+                "the token came from {other}; only one that lies in a file of its own can be rotated"
+            );
             return Err(Failure::new(exit::FAILED, words));
         }
     };

@@ -32,7 +32,8 @@ pub(super) async fn whoami(client: &mut Client, output: &Output) -> Result<(), F
     fields.push(("binding", text(&session["binding"])));
     fields.push(("scopes", text(&session["scopes"])));
     fields.push(("expires", expires(&session["expires_ms"])));
-    fields.push(("daemon", format!("authsock {}, process {}", text(&daemon["version"]), text(&daemon["pid"]))));
+    fields
+        .push(("daemon", format!("authsock {}, process {}", text(&daemon["version"]), text(&daemon["pid"]))));
     if let Bound::Unbound(reason) = client.bound() {
         fields.push(("unbound", reason.clone()));
     }

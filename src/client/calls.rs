@@ -8,7 +8,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::connect::{self, ConnectError, Options};
 use crate::handshake::client::Bound;
 use crate::wire::auth::SessionBrief;
 use crate::wire::json_rpc::{AnswerLine, RpcError, request_line};
@@ -50,14 +49,6 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects; see [`connect::connect`].
-    ///
-    /// # Errors
-    /// [`ConnectError`].
-    pub async fn connect(options: &Options) -> Result<Client, ConnectError> {
-        connect::connect(options).await
-    }
-
     pub(super) fn new(
         stream: UnixStream,
         early: Vec<u8>,

@@ -8,18 +8,19 @@ use tokio::time::{Instant, sleep, timeout_at};
 use zeroize::Zeroizing;
 
 use super::calls::Client;
-use crate::config::Config;
+use crate::config::{BadConfig, Config};
 use crate::credential::discover::{self, Found, NoToken};
+use crate::gate::write;
 use crate::handshake::client::{self as machine, Bound, Failure, OwnProcess, RelayPolicy};
 use crate::init::ondemand::{self, CannotStart};
-use crate::kernel::dir::{is_private, own_uid, platform_temp};
+use crate::kernel::dir::{is_private, own_uid, platform_temp, runs_with_foreign_environment};
 use crate::kernel::process::{self, Pid, Process};
 use crate::kernel::socket::{BadSocket, CheckedSocket};
 use crate::place::{BadSocketPath, Places, SocketPath, var};
 use crate::secret::random;
 use crate::secret::token::Token;
 use crate::wire::auth::{AUTH_LINE_MAX, Answer, CONTROL, Hex32, SessionBrief};
-use crate::wire::line::Lines;
+use crate::wire::line::{Lines, TooLong};
 
 /// First and longest pause before a full queue, a busy daemon, or one that just ended is tried
 /// again. The kernel has no event for a queue that has room again.
@@ -63,8 +64,11 @@ pub enum ConnectError {
     /// There is no token.
     #[error(transparent)]
     Token(#[from] NoToken),
+    /// The configuration that was named cannot be used.
+    #[error(transparent)]
+    Config(#[from] BadConfig),
     /// The handshake failed.
-    #[error("{failure} ({route})")]
+    #[error("{failure}{hint} ({route})", hint = .failure.hint(.route))]
     Handshake {
         /// How.
         failure: Failure,
@@ -115,7 +119,8 @@ impl Route {
         match self {
             Route::Init(_) if cfg!(target_os = "macos") => "; see ~/Library/Logs/authsock/log",
             Route::Init(_) => "; see `systemctl --user status authsock.service`",
-            Route::Named(_) | Route::OnDemand(_) => "",
+            Route::OnDemand(_) => "; see its log, ~/.local/state/authsock/log",
+            Route::Named(_) => "",
         }
     }
 
@@ -128,10 +133,23 @@ impl Route {
                 format!("; it was named by --socket or {}", var::SOCKET)
             }
             (Route::OnDemand(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => format!(
-                "; no daemon runs, and none is started where {} or a token is set",
+                "; no daemon runs, and none is started where {} or a token is set. A session that this process belonged to has ended with its daemon: start it again with `authsock run`",
                 var::SOCKET
             ),
             _ => String::new(),
+        }
+    }
+}
+
+impl Failure {
+    /// What may help, beyond what the daemon told.
+    fn hint(&self, route: &Route) -> &'static str {
+        match self.code() {
+            Some("unavailable") => route.look(),
+            Some("binding") => {
+                "; a session's token is good for the processes of its session, and the owner's only outside of sessions"
+            }
+            _ => "",
         }
     }
 }
@@ -159,7 +177,11 @@ fn route(places: &Places, given: Option<&Path>) -> Route {
         return Route::Named(path);
     }
     let init = places.init_socket();
-    if init.symlink_metadata().is_ok() { Route::Init(init) } else { Route::OnDemand(places.ondemand_socket()) }
+    if init.symlink_metadata().is_ok() {
+        Route::Init(init)
+    } else {
+        Route::OnDemand(places.ondemand_socket())
+    }
 }
 
 /// What one attempt came to, when it did not succeed.
@@ -180,6 +202,16 @@ impl<E: Into<ConnectError>> From<E> for Attempt {
     }
 }
 
+impl Client {
+    /// Connects; see [`connect`].
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect(options: &Options) -> Result<Client, ConnectError> {
+        connect(options).await
+    }
+}
+
 struct Connector<'a> {
     options: &'a Options,
     places: Places,
@@ -196,8 +228,15 @@ struct Connector<'a> {
 /// [`ConnectError`].
 pub async fn connect(options: &Options) -> Result<Client, ConnectError> {
     let places = places();
-    // What is wrong with the configuration is the daemon's to say; the defaults are the stricter.
-    let config = Config::load(places.config(), options.config.as_deref()).unwrap_or_default();
+    let config = match Config::load(places.config(), options.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) if options.config.is_some() => return Err(error.into()),
+        // The daemon says the same and does not serve; for a client the defaults are the stricter.
+        Err(error) => {
+            tracing::warn!(authsock_event = "config_unused", "not used: {error}");
+            Config::default()
+        }
+    };
     let timeout = options.timeout.unwrap_or(config.client_timeout);
     let relay = if config.allow_unbound { RelayPolicy::AllowUnbound } else { RelayPolicy::Refuse };
     Connector { options, places, relay, deadline: Instant::now() + timeout, timeout }.run().await
@@ -229,11 +268,19 @@ impl Connector<'_> {
                 Err(_) => return Err(ConnectError::Timeout(route, self.timeout)),
             };
             match attempt {
-                Attempt::Failed(ConnectError::Handshake { failure: Failure::StaleTokenOrImpostor, route }) => {
+                Attempt::Failed(ConnectError::Handshake {
+                    failure: Failure::StaleTokenOrImpostor,
+                    route,
+                }) => {
                     // The token may have been rotated since it was read: one fresh look.
                     match found {
                         Some(found) if stale.is_none() => stale = Some(found.token),
-                        _ => return Err(ConnectError::Handshake { failure: Failure::StaleTokenOrImpostor, route }),
+                        _ => {
+                            return Err(ConnectError::Handshake {
+                                failure: Failure::StaleTokenOrImpostor,
+                                route,
+                            });
+                        }
                     }
                     continue;
                 }
@@ -278,12 +325,13 @@ impl Connector<'_> {
         let mut talk = Talk { stream, lines: Lines::new(AUTH_LINE_MAX) };
         let (opening, expected) = machine::start(&token, CONTROL, nonce, process);
         // A daemon that refuses at once may have closed already; what it said can still be read.
-        let sent = talk.write(opening.as_bytes()).await;
-        let Some(line) = talk.line().await else { return Err(Attempt::Lost) };
+        let sent = write(&talk.stream, opening.as_bytes()).await;
         let failed = |failure: Failure| match &failure {
             Failure::Refused { brief, .. } if brief.code == "busy" => Attempt::Busy(failure),
             _ => Attempt::Failed(ConnectError::Handshake { failure, route: route.clone() }),
         };
+        let too_long = |error: TooLong| failed(Failure::NotADaemon(error.to_string()));
+        let Some(line) = talk.line().await.map_err(too_long)? else { return Err(Attempt::Lost) };
         if !is_real {
             return match Answer::read(&line) {
                 Ok(Answer::Challenge(_)) => Err(Attempt::TokenShouldExist),
@@ -293,10 +341,10 @@ impl Connector<'_> {
             };
         }
         let (proof, expected) = expected.read(&line, self.relay).map_err(failed)?;
-        if sent.is_err() || talk.write(proof.as_bytes()).await.is_err() {
+        if sent.is_err() || write(&talk.stream, proof.as_bytes()).await.is_err() {
             return Err(Attempt::Lost);
         }
-        let Some(line) = talk.line().await else { return Err(Attempt::Lost) };
+        let Some(line) = talk.line().await.map_err(too_long)? else { return Err(Attempt::Lost) };
         let (session, bound): (SessionBrief, Bound) = expected.read(&line).map_err(failed)?;
         if let Bound::Unbound(reason) = &bound {
             tracing::warn!(
@@ -339,7 +387,9 @@ impl Connector<'_> {
                     started = true;
                 }
                 // The daemon that we found or started has just ended: begin anew.
-                (BadSocket::Missing(_) | BadSocket::Refused(_), Route::OnDemand(_)) => return Err(Attempt::Lost),
+                (BadSocket::Missing(_) | BadSocket::Refused(_), Route::OnDemand(_)) => {
+                    return Err(Attempt::Lost);
+                }
                 _ => return Err(ConnectError::Socket { problem, route: route.clone() }.into()),
             }
         }
@@ -347,15 +397,18 @@ impl Connector<'_> {
 
     /// Only a client that was told of nothing starts a daemon: one in a session has its own.
     fn may_start(&self) -> Option<&Path> {
-        let told = discover::is_named(&discover::trusted_env) || self.options.socket.is_some();
+        let told = discover::is_named(&discover::trusted_env)
+            || self.options.socket.is_some()
+            || runs_with_foreign_environment();
         self.options.program.as_deref().filter(|_| !told)
     }
 
     async fn start(&self, program: &Path) -> Result<(), Attempt> {
         let (places, program, config) =
             (self.places.clone(), program.to_path_buf(), self.options.config.clone());
+        let patience = self.deadline.saturating_duration_since(Instant::now()).min(ondemand::START_TIMEOUT);
         let started = tokio::task::spawn_blocking(move || {
-            ondemand::start(&places, &program, config.as_deref(), &discover::trusted_env)
+            ondemand::start(&places, &program, config.as_deref(), &discover::trusted_env, patience)
         });
         match started.await {
             Ok(done) => Ok(done.map_err(ConnectError::from)?),
@@ -371,7 +424,8 @@ fn own_process() -> OwnProcess {
         uid: own_uid(),
         pid: Pid::own().0,
         pidfs,
-        start: if pidfs.is_none() { process::start_time(Pid::own()) } else { None },
+        // Needed even where we have an inode: the daemon may have none for us.
+        start: process::start_time(Pid::own()),
         pidns: process::pid_namespace(),
     }
 }
@@ -383,31 +437,21 @@ struct Talk {
 }
 
 impl Talk {
-    async fn write(&self, mut bytes: &[u8]) -> std::io::Result<()> {
-        while !bytes.is_empty() {
-            self.stream.writable().await?;
-            match self.stream.try_write(bytes) {
-                Ok(written) => bytes = &bytes[written..],
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// The next line, or `None` if the other end leaves or exceeds a line's length.
-    async fn line(&mut self) -> Option<Zeroizing<Vec<u8>>> {
+    /// The next line, or `None` if the other end leaves before it is whole.
+    async fn line(&mut self) -> Result<Option<Zeroizing<Vec<u8>>>, TooLong> {
         loop {
-            if let Some(line) = self.lines.next_line().ok()? {
-                return Some(Zeroizing::new(line.to_vec()));
+            if let Some(line) = self.lines.next_line()? {
+                return Ok(Some(Zeroizing::new(line.to_vec())));
             }
             let mut chunk = [0u8; 1024];
-            self.stream.readable().await.ok()?;
+            if self.stream.readable().await.is_err() {
+                return Ok(None);
+            }
             match self.stream.try_read(&mut chunk) {
-                Ok(0) => return None,
+                Ok(0) => return Ok(None),
                 Ok(read) => self.lines.push(&chunk[..read]),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => return None,
+                Err(_) => return Ok(None),
             }
         }
     }

@@ -40,6 +40,20 @@ impl std::fmt::Display for Source {
     }
 }
 
+impl Source {
+    /// Who named it, without the path.
+    fn label(&self) -> &'static str {
+        match self {
+            Source::Given(_) => "--token-file",
+            Source::Variable => var::TOKEN,
+            Source::Descriptor(_) => var::TOKEN_FD,
+            Source::File(_) => var::TOKEN_FILE,
+            Source::Credential(_) => var::CREDENTIALS_DIRECTORY,
+            Source::Owner(_) => "the owner's token",
+        }
+    }
+}
+
 /// A token and where it came from.
 #[derive(Debug)]
 pub struct Found {
@@ -59,12 +73,27 @@ pub enum NoToken {
         name: Source,
     },
     /// A file that was named cannot be used.
-    #[error("{name}: {problem}; the search ends here, since a named source never gives way to the owner's token")]
+    #[error(
+        "{}: {problem}; the search ends here, since a named source never gives way to the owner's token",
+        .name.label()
+    )]
     BadFile {
         /// Which variable or place named it.
         name: Source,
         /// What is wrong with it.
         problem: BadTokenFile,
+    },
+    /// A session's file that was named is gone.
+    #[error(
+        "{}: {path} does not exist: the session that it belonged to is over (its leader has ended); the search ends here, since a named source never gives way to the owner's token",
+        .name.label(),
+        path = path.display()
+    )]
+    SessionOver {
+        /// Which variable named it.
+        name: Source,
+        /// The file.
+        path: PathBuf,
     },
     /// A descriptor gave nothing, and no file was named beside it.
     #[error("{variable}={value}: {problem}, and {file} is not set; the search ends here", variable = var::TOKEN_FD, file = var::TOKEN_FILE)]
@@ -78,7 +107,7 @@ pub enum NoToken {
     #[error("{socket} is set, but no token is named: set {file} (authsock run does both). The owner's token is only tried when no such variable is set", socket = var::SOCKET, file = var::TOKEN_FILE)]
     SocketWithoutToken,
     /// The owner's file cannot be used.
-    #[error("{0}")]
+    #[error("{0} (the owner's token; {variable} says where it is looked for)", variable = var::XDG_RUNTIME_DIR)]
     Owner(BadTokenFile),
     /// There is no owner's file: no daemon has made one yet.
     #[error("there is no token yet at {}: no daemon has run", .0.display())]
@@ -91,9 +120,10 @@ pub fn is_named(env: Env<'_>) -> bool {
 }
 
 /// An environment as a program may trust it: one that runs with more rights than its user reads
-/// none of our variables, nor the credentials directory.
+/// none of our variables, nor any that says where things lie.
 pub fn trusted_env(name: &str) -> Option<std::ffi::OsString> {
-    let ours = name.starts_with("AUTHSOCK_") || name == var::CREDENTIALS_DIRECTORY;
+    let ours = name.starts_with("AUTHSOCK_") || name.starts_with("XDG_");
+    let ours = ours || [var::CREDENTIALS_DIRECTORY, var::HOME].contains(&name);
     if ours && crate::kernel::dir::runs_with_foreign_environment() {
         return None;
     }
@@ -129,13 +159,22 @@ pub fn token(env: Env<'_>, places: &Places, given: Option<&Path>) -> Result<Foun
         }
     }
     if let Some(path) = file {
-        return named_file(Source::File(path.clone()), &path);
+        return match named_file(Source::File(path.clone()), &path) {
+            // Only `run` makes and removes files there.
+            Err(NoToken::BadFile { name, problem: BadTokenFile::Unusable(unusable) })
+                if unusable.is_missing() && path.starts_with(places.runs()) =>
+            {
+                Err(NoToken::SessionOver { name, path })
+            }
+            done => done,
+        };
     }
     if let Some(dir) = env(var::CREDENTIALS_DIRECTORY) {
         // Other services have such a directory too: only a credential of our name counts.
         let path = PathBuf::from(dir).join(place::CREDENTIAL_FILE);
         match named_file(Source::Credential(path.clone()), &path) {
-            Err(NoToken::BadFile { problem: BadTokenFile::Unusable(unusable), .. }) if unusable.is_missing() => {}
+            Err(NoToken::BadFile { problem: BadTokenFile::Unusable(unusable), .. })
+                if unusable.is_missing() => {}
             done => return done,
         }
     }
@@ -184,6 +223,7 @@ mod tests {
         _temp: tempfile::TempDir,
         dir: Dir,
         places: Places,
+        #[cfg(target_os = "linux")]
         owner: Token,
     }
 
@@ -195,7 +235,15 @@ mod tests {
         let state = Dir::open_or_create(&runtime.join("authsock"), own_uid()).unwrap();
         let (owner, _) = file::open_or_mint(&state, place::TOKEN_FILE).unwrap();
         let dir = Dir::open_or_create(&temp.path().join("own"), own_uid()).unwrap();
-        House { _temp: temp, dir, places, owner }
+        #[cfg(not(target_os = "linux"))]
+        drop(owner);
+        House {
+            _temp: temp,
+            dir,
+            places,
+            #[cfg(target_os = "linux")]
+            owner,
+        }
     }
 
     impl House {
@@ -205,7 +253,9 @@ mod tests {
         }
 
         fn search(&self, pairs: &[(&str, &str)]) -> Result<Found, NoToken> {
-            let env = |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+            let env = |name: &str| {
+                pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+            };
             token(&env, &self.places, None)
         }
     }

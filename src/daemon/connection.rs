@@ -5,20 +5,30 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::control::{self, Caller, Hub};
-use super::sessions::Standing;
+use super::sessions::{Lifeline, Standing};
 use crate::gate::connection::Parts;
-use crate::gate::{Authenticated, lock, now};
+use crate::gate::{Authenticated, linger, lock, now, write};
+use crate::session::Millis;
+use crate::session::registry::Admitted;
+use crate::wire::auth;
 use crate::wire::json_rpc::{ErrorCode, Request, RpcError, write_answer};
 use crate::wire::line::Lines;
 
 /// Most bytes read at once.
 const CHUNK: usize = 64 * 1024;
+/// Bytes of answers that are collected before they are written; short requests may have long ones.
+const ANSWERS: usize = 64 * 1024;
+/// Requests that are carried out before others have their turn.
+const TURN: usize = 32;
+/// How long a client may go on sending that was told that its connection closes.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Most chunks that are taken at the end: as much as a socket holds (net.core.wmem_max).
+const WAITING_CHUNKS: usize = 4;
 /// How long a client that has not asked anything yet may take, when the daemon is asked to stop.
 const STOPPING_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -37,15 +47,19 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
     let limit = lock(&hub.config).request_line;
     let mut lines = Lines::with(limit, early);
     let mut asked = false;
-    loop {
-        let Some(standing) = hub.sessions.standing(&admitted) else { break };
-        let Standing { session, until } = standing;
-        let caller = Caller { hub: &hub, peer: &peer, admitted: &admitted, session: &session, way };
-        let (more, spoke) = take_requests(&mut lines, &caller, &mut out);
-        asked |= spoke;
+    let mut last_look = false;
+    while let Some(Standing { session, until }) = hub.sessions.standing(&admitted) {
+        let is_rotated = until.is_some();
+        let caller =
+            Caller { hub: &hub, peer: &peer, admitted: &admitted, session: &session, way, is_rotated };
+        let then = take_requests(&mut lines, &caller, &mut out, &mut asked);
         if !out.is_empty() {
+            let patience = lock(&hub.config).write_timeout;
             let written = tokio::select! {
-                written = write(&stream, &out) => written,
+                // Who ended its own session hears so, unless it does not listen.
+                biased;
+                written = write_while_read(&stream, &out, patience) => written,
+                () = ended(&mut lifeline, &hub, &admitted) => Err(io::ErrorKind::TimedOut.into()),
                 () = stopped_for(&mut stopping, lock(&hub.config).drain) => Err(io::ErrorKind::TimedOut.into()),
             };
             if written.is_err() {
@@ -53,21 +67,36 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             }
             out = Vec::new();
         }
+        match then {
+            Then::Read => {}
+            Then::Again => {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            Then::Break => {
+                linger(&stream, FAREWELL).await;
+                return;
+            }
+        }
         // What was asked may have been one's own end.
-        if !more || hub.sessions.standing(&admitted).is_none() {
+        if hub.sessions.standing(&admitted).is_none() {
             break;
         }
         lines.release();
         if *stopping.borrow_and_update() && asked {
-            break;
+            // What was sent before the daemon was asked to stop is answered; what is sent later is not.
+            if last_look || !take_waiting(&stream, &mut lines) {
+                break;
+            }
+            last_look = true;
+            continue;
         }
-        let grace = until.map(|until| Instant::now() + Duration::from_millis(until.saturating_sub(now())));
         tokio::select! {
             read = read(&stream, &mut lines) => if !matches!(read, Ok(1..)) { return },
             // Ended, or rotated: the next turn looks.
             _ = lifeline.changed() => {}
             _ = stopping.changed() => {}
-            () = sleep_until_some(grace) => {}
+            () = sleep_until_some(grace_end(until)) => {}
             () = sleep_until(began + STOPPING_PATIENCE), if *stopping.borrow() => break,
         }
     }
@@ -75,66 +104,109 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
     SCRATCH.with_borrow_mut(|scratch| while matches!(stream.try_read(scratch), Ok(1..)) {});
 }
 
-/// Carries out every request that is there whole. Says whether the connection may go on, and
-/// whether there was any.
-fn take_requests(lines: &mut Lines, caller: &Caller<'_>, out: &mut Vec<u8>) -> (bool, bool) {
-    let mut asked = false;
-    loop {
+/// What a connection goes on with when the requests that are there have been taken.
+#[derive(Debug, PartialEq, Eq)]
+enum Then {
+    /// It waits for more, or has ended with its session.
+    Read,
+    /// More requests are there; their answers come after the ones that are.
+    Again,
+    /// It ends: what came cannot be followed.
+    Break,
+}
+
+/// Carries out the requests that are there whole. Notes in `asked` that there was any.
+fn take_requests(lines: &mut Lines, caller: &Caller<'_>, out: &mut Vec<u8>, asked: &mut bool) -> Then {
+    for _ in 0..TURN {
+        if out.len() >= ANSWERS {
+            return Then::Again;
+        }
         let line = match lines.next_line() {
             Ok(Some(line)) => line,
-            Ok(None) => return (true, asked),
+            Ok(None) => return Then::Read,
             Err(too_long) => {
                 let words = format!("{too_long} (limits.request_line_bytes); the connection is closed");
-                write_answer(out, &Value::Null, &Err(RpcError::new(ErrorCode::TooLarge, words)));
-                return (false, asked);
+                write_answer(out, None, &Err(RpcError::new(ErrorCode::TooLarge, words)));
+                return Then::Break;
             }
         };
         if line.trim_ascii().is_empty() {
             continue;
         }
-        asked = true;
+        *asked = true;
         match Request::read(line) {
             Ok(request) => {
                 let result = control::answer(caller, &request);
-                if let Some(id) = &request.id {
-                    write_answer(out, id, &result);
+                if let Some(id) = request.id {
+                    write_answer(out, Some(id), &result);
                 }
             }
-            Err(error) => write_answer(out, &Value::Null, &Err(error)),
+            // Whoever proves itself again has lost its place; the line may hold a token.
+            Err(_) if auth::is_auth(line) => {
+                let words = "the handshake is over; the connection is closed";
+                write_answer(out, None, &Err(RpcError::new(ErrorCode::InvalidRequest, words)));
+                return Then::Break;
+            }
+            Err(error) => write_answer(out, None, &Err(error)),
         }
-        // A session that just ended itself asks nothing more.
-        if caller.hub.sessions.standing(caller.admitted).is_none() {
-            return (false, asked);
+        // A session that just ended itself, or rotated its token, is looked at anew.
+        match caller.hub.sessions.standing(caller.admitted) {
+            None => return Then::Read,
+            Some(standing) if standing.until.is_some() != caller.is_rotated => return Then::Again,
+            Some(_) => {}
         }
     }
+    Then::Again
 }
 
 async fn read(stream: &UnixStream, lines: &mut Lines) -> io::Result<usize> {
     loop {
         stream.readable().await?;
-        let read = SCRATCH.with_borrow_mut(|scratch| {
-            let read = stream.try_read(scratch)?;
-            lines.push(&scratch[..read]);
-            // Requests may carry what verifies a token.
-            scratch[..read].fill(0);
-            Ok(read)
-        });
-        match read {
-            Err(error) if io::Error::kind(&error) == io::ErrorKind::WouldBlock => {}
+        match try_read(stream, lines) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return done,
         }
     }
 }
 
-async fn write(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+fn try_read(stream: &UnixStream, lines: &mut Lines) -> io::Result<usize> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let read = stream.try_read(scratch)?;
+        lines.push(&scratch[..read]);
+        // Requests may carry what verifies a token.
+        scratch[..read].fill(0);
+        Ok(read)
+    })
+}
+
+/// Takes what is there to be read, and says whether it was anything. A client that never stops
+/// sending gets an end all the same.
+fn take_waiting(stream: &UnixStream, lines: &mut Lines) -> bool {
+    (0..WAITING_CHUNKS).take_while(|_| matches!(try_read(stream, lines), Ok(1..))).count() > 0
+}
+
+/// Writes everything to a client that reads; one that takes nothing for so long is given up.
+async fn write_while_read(stream: &UnixStream, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
     while !bytes.is_empty() {
-        match stream.try_write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
-            Err(error) => return Err(error),
-        }
+        let part = bytes.len().min(CHUNK);
+        timeout(patience, write(stream, &bytes[..part])).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        bytes = &bytes[part..];
     }
     Ok(())
+}
+
+/// Waits until the session has ended, or the connection's token has lost its grace.
+async fn ended(lifeline: &mut Lifeline, hub: &Hub, admitted: &Admitted) {
+    while let Some(Standing { until, .. }) = hub.sessions.standing(admitted) {
+        tokio::select! {
+            _ = lifeline.changed() => {}
+            () = sleep_until_some(grace_end(until)) => {}
+        }
+    }
+}
+
+fn grace_end(until: Option<Millis>) -> Option<Instant> {
+    until.map(|until| Instant::now() + Duration::from_millis(until.saturating_sub(now())))
 }
 
 async fn sleep_until_some(when: Option<Instant>) {

@@ -17,13 +17,14 @@ use crate::handshake::server::Way;
 use crate::init::Starter;
 use crate::kernel::dir::Dir;
 use crate::kernel::peer::Peer;
+use crate::kernel::process::Process;
 use crate::place::TOKEN_FILE;
 use crate::secret::file;
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
 use crate::session::registry::{Admitted, Maker, NewSession, NotMade, ROTATION_GRACE};
-use crate::session::scope::{SCOPES_MAX, Scope, Scopes};
-use crate::session::{Binding, EndReason, Name, Realm, Session, SessionId};
+use crate::session::scope::{SCOPE_BYTES_MAX, SCOPES_MAX, Scope, Scopes};
+use crate::session::{Binding, EndReason, Name, OWNER, Realm, Session, SessionId};
 use crate::wire::auth::Hex32;
 use crate::wire::json_rpc::{ErrorCode, Request, RpcError};
 
@@ -31,6 +32,9 @@ use crate::wire::json_rpc::{ErrorCode, Request, RpcError};
 const TTL_MAX: u64 = 366 * 86_400;
 /// Longest grace of a rotated token that may be asked for, in seconds: a day.
 const GRACE_MAX: u64 = 86_400;
+
+/// Most sessions in one answer of `session.list`; its `next` leads to the others.
+const LIST_PAGE: usize = 256;
 
 /// What the main loop is asked to do.
 #[derive(Debug)]
@@ -59,6 +63,8 @@ pub(super) struct Facts {
     pub(super) started: Instant,
     pub(super) starter: Starter,
     pub(super) sockets: Vec<PathBuf>,
+    /// The log's file, where the daemon keeps one itself.
+    pub(super) log: Option<PathBuf>,
     pub(super) uid: u32,
 }
 
@@ -70,6 +76,8 @@ pub(super) struct Caller<'a> {
     /// The session as it is now.
     pub(super) session: &'a Session,
     pub(super) way: Way,
+    /// Whether the token it came in with has been rotated away since.
+    pub(super) is_rotated: bool,
 }
 
 type Params<'a> = Option<&'a RawValue>;
@@ -81,19 +89,22 @@ pub struct Method {
     pub name: &'static str,
     /// The scope that its caller needs; none for what everybody may ask who is authenticated.
     pub needs: Option<&'static str>,
+    /// Whether it changes anything. What only asks needs no doing if nobody hears the answer, and is
+    /// all that a rotated token is still good for.
+    pub changes: bool,
     run: Run,
 }
 
 /// Every method there is. What is not here cannot be asked.
 pub const METHODS: &[Method] = &[
-    Method { name: "ping", needs: None, run: ping },
-    Method { name: "whoami", needs: Some("session:self"), run: whoami },
-    Method { name: "status", needs: Some("session:self"), run: status },
-    Method { name: "session.create", needs: Some("session:create"), run: create },
-    Method { name: "session.list", needs: Some("session:self"), run: list },
-    Method { name: "session.revoke", needs: Some("session:self"), run: revoke },
-    Method { name: "session.rotate", needs: Some("session:self"), run: rotate },
-    Method { name: "daemon.retire", needs: Some("daemon:manage"), run: retire },
+    Method { name: "ping", needs: None, changes: false, run: ping },
+    Method { name: "whoami", needs: Some("session:self"), changes: false, run: whoami },
+    Method { name: "status", needs: Some("session:self"), changes: false, run: status },
+    Method { name: "session.create", needs: Some("session:create"), changes: true, run: create },
+    Method { name: "session.list", needs: Some("session:self"), changes: false, run: list },
+    Method { name: "session.revoke", needs: Some("session:self"), changes: true, run: revoke },
+    Method { name: "session.rotate", needs: Some("session:self"), changes: true, run: rotate },
+    Method { name: "daemon.retire", needs: Some("daemon:manage"), changes: true, run: retire },
 ];
 
 /// Carries out one request.
@@ -109,6 +120,12 @@ pub(super) fn answer(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value
             return Err(RpcError::new(ErrorCode::NotPermitted, words));
         }
     }
+    if method.changes && caller.is_rotated {
+        return Err(not_made(NotMade::Rotated));
+    }
+    if !method.changes && request.id.is_none() {
+        return Ok(Value::Null);
+    }
     (method.run)(caller, request.params)
 }
 
@@ -116,10 +133,25 @@ pub(super) fn answer(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value
 fn read<T: DeserializeOwned>(params: Params<'_>) -> Result<T, RpcError> {
     let text = match params.map(RawValue::get) {
         None | Some("[]") => "{}",
-        Some(text) => text,
+        Some(text) if text.starts_with('{') => text,
+        Some(_) => return Err(invalid("params: expected an object")),
     };
-    // serde names the field, and of a value only its kind; a verifier is a struct of opaque types.
-    serde_json::from_str(text).map_err(|error| RpcError::new(ErrorCode::InvalidParams, format!("params: {error}")))
+    serde_json::from_str(text).map_err(|error| {
+        RpcError::new(ErrorCode::InvalidParams, format!("params: {}", describe_error(&error)))
+    })
+}
+
+/// A JSON error's words without the text of a value, which may be a token in the wrong place.
+fn describe_error(error: &serde_json::Error) -> String {
+    let words = error.to_string();
+    for kind in ["invalid type: string ", "invalid value: string "] {
+        if let Some(rest) = words.strip_prefix(kind) {
+            // What is expected is our own text and comes last, whatever the value says.
+            let expected = rest.rfind(", expected ").map_or("", |place| &rest[place..]);
+            return format!("{}{expected}", kind.trim_end());
+        }
+    }
+    words
 }
 
 fn invalid(problem: impl std::fmt::Display) -> RpcError {
@@ -189,6 +221,7 @@ fn status(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         "uptime_seconds": facts.started.elapsed().as_secs(),
         "activation": match facts.starter { Starter::Init => "init", Starter::Client => "on_demand" },
         "sockets": facts.sockets,
+        "log": facts.log,
         "connections": connections,
         "in_handshake": in_handshake,
         "sessions": lock(sessions.registry()).len(),
@@ -249,13 +282,17 @@ fn default_binding() -> Binding {
 
 fn create(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let params: CreateParams = read(params)?;
-    let asked = params.scopes.unwrap_or_default();
-    if asked.len() > SCOPES_MAX {
-        return Err(invalid(format!("a session has at most {SCOPES_MAX} scopes")));
-    }
-    let scopes = match asked.as_slice() {
-        [] => Scopes::default_of_a_run().iter().cloned().collect(),
-        asked => asked.iter().map(|scope| scope.parse().map_err(invalid)).collect::<Result<_, _>>()?,
+    let scopes = match &params.scopes {
+        None => Scopes::default_of_a_run().iter().cloned().collect(),
+        Some(asked) if asked.len() > SCOPES_MAX => {
+            return Err(invalid(format!("a session has at most {SCOPES_MAX} scopes")));
+        }
+        Some(asked) if asked.iter().map(String::len).sum::<usize>() > SCOPE_BYTES_MAX => {
+            return Err(invalid(format!(
+                "the scopes of a session have at most {SCOPE_BYTES_MAX} bytes in all"
+            )));
+        }
+        Some(asked) => asked.iter().map(|scope| scope.parse().map_err(invalid)).collect::<Result<_, _>>()?,
     };
     let binding = params.binding.unwrap_or_else(default_binding);
     if binding == Binding::Tree && !cfg!(target_os = "linux") {
@@ -265,7 +302,10 @@ fn create(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         return Err(invalid(format!("ttl_seconds is not between 1 and {TTL_MAX}")));
     }
     let new = NewSession {
-        name: params.name.parse::<Name>().map_err(invalid)?,
+        name: match params.name.parse::<Name>().map_err(invalid)? {
+            name if name.as_str() == OWNER => return Err(invalid("the name owner is the daemon's own")),
+            name => name,
+        },
         realm: params.realm.map(|realm| realm.parse::<Realm>()).transpose().map_err(invalid)?,
         scopes,
         binding,
@@ -281,8 +321,8 @@ fn create(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     };
     let maker = Maker {
         uid: caller.peer.uid,
-        leader: leader.as_ref().map_or_else(|| caller.peer.identity(), |leader| leader.identity()),
-        cwd: leader.as_ref().and_then(|leader| leader.cwd()),
+        leader: leader.as_ref().map_or_else(|| caller.peer.identity(), Process::identity),
+        cwd: leader.as_ref().and_then(Process::cwd),
     };
     let session = caller.hub.sessions.create(caller.admitted, maker, leader, new).map_err(not_made)?;
     Ok(json!({ "session": describe(&session) }))
@@ -309,25 +349,32 @@ struct ListParams {
     realm: Option<String>,
     #[serde(default)]
     all_realms: bool,
+    after: Option<String>,
 }
 
 fn list(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let params: ListParams = read(params)?;
-    let asks_for_more = params.all_realms || params.realm.as_ref().is_some_and(|realm| realm != caller.session.realm.as_str());
+    let asks_for_more = params.all_realms
+        || params.realm.as_ref().is_some_and(|realm| realm != caller.session.realm.as_str());
     if asks_for_more && !caller.session.is_owner() {
-        let words = format!("only the owner sees other realms than its own; this session's is {}", caller.session.realm);
+        let words = format!(
+            "only the owner sees other realms than its own; this session's is {}",
+            caller.session.realm
+        );
         return Err(RpcError::new(ErrorCode::NotPermitted, words));
     }
     let realm = params.realm.map(|realm| realm.parse::<Realm>()).transpose().map_err(invalid)?;
     let realm = realm.as_ref().unwrap_or(&caller.session.realm);
+    let after = params.after.map(|id| id.parse::<SessionId>()).transpose().map_err(invalid)?;
     let registry = lock(caller.hub.sessions.registry());
-    let seen: Vec<Value> = registry
-        .iter()
+    let mut seen = registry
+        .iter_after(after.as_ref())
         .filter(|session| params.all_realms || session.realm == *realm)
-        .filter(|session| session.uid == caller.session.uid || caller.session.is_owner())
-        .map(|session| describe(session))
-        .collect();
-    Ok(json!({ "sessions": seen }))
+        .filter(|session| session.uid == caller.session.uid || caller.session.is_owner());
+    let page: Vec<&Arc<Session>> = seen.by_ref().take(LIST_PAGE).collect();
+    let next = page.last().filter(|_| seen.next().is_some()).map(|last| last.id.as_str());
+    let sessions: Vec<Value> = page.iter().map(|session| describe(session)).collect();
+    Ok(json!({ "sessions": sessions, "next": next }))
 }
 
 #[derive(Deserialize)]
@@ -340,7 +387,8 @@ struct RevokeParams {
 fn target(caller: &Caller<'_>, id: Option<&str>) -> Result<SessionId, RpcError> {
     let Some(id) = id else { return Ok(caller.session.id.clone()) };
     let unknown = || {
-        let words = format!("no session {:?} at or below this one; `authsock session list` shows them", short(id));
+        let words =
+            format!("no session {:?} at or below this one; `authsock session list` shows them", short(id));
         RpcError::new(ErrorCode::NotFound, words)
     };
     let id: SessionId = id.parse().map_err(|_| unknown())?;
@@ -379,14 +427,11 @@ fn rotate(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let grace = params.grace_seconds.map_or(ROTATION_GRACE, |seconds| seconds * 1000);
     let is_owner = id == SessionId::owner();
     let verifier = match params.verifier {
-        Some(_) if is_owner => return Err(invalid("the daemon makes the owner's token itself; send no verifier")),
+        Some(_) if is_owner => {
+            return Err(invalid("the daemon makes the owner's token itself; send no verifier"));
+        }
         Some(verifier) => verifier.into_verifier()?,
         None if is_owner => {
-            // Who may not rotate must not leave a new file behind.
-            let standing = caller.hub.sessions.standing(caller.admitted);
-            if standing.is_none_or(|standing| standing.until.is_some()) {
-                return Err(not_made(NotMade::Rotated));
-            }
             // On disk before in memory: a crash in between leaves clients with the token that the
             // next daemon reads.
             let token = file::replace(&caller.hub.state, TOKEN_FILE)
@@ -422,14 +467,34 @@ mod tests {
             let known = method.needs.is_none_or(|needs| needs.parse::<Scope>().is_ok());
             assert!(known, "{}", method.name);
         }
-        let open: Vec<_> = METHODS.iter().filter(|method| method.needs.is_none()).map(|method| method.name).collect();
+        let open: Vec<_> =
+            METHODS.iter().filter(|method| method.needs.is_none()).map(|method| method.name).collect();
         assert_eq!(open, ["ping"], "a new method is denied by default");
+    }
+
+    #[test]
+    fn a_secret_in_the_wrong_place_is_not_repeated() {
+        let secret = "5ec2e7".repeat(10);
+        for text in [
+            format!(r#"{{"name":"a","verifier":"{secret}"}}"#),
+            format!(r#"{{"name":"a","ttl_seconds":"{secret}, expected "}}"#),
+            format!(
+                r#"{{"name":"a","verifier":{{"token_id":"0123456789abcdef","stored_key":"\u0035{secret}","server_key":"x"}}}}"#
+            ),
+            format!("\"{secret}\""),
+        ] {
+            let raw = RawValue::from_string(text).unwrap();
+            let Err(error) = read::<CreateParams>(Some(&raw)) else { panic!() };
+            assert!(!error.message.contains("5ec2e7") && error.message.contains("expected"), "{error}");
+        }
     }
 
     #[test]
     fn parameters_that_are_wrong_are_named_without_their_secrets() {
         let secret = "5ec2e7".repeat(10);
-        let text = format!(r#"{{"name":"a","verifier":{{"token_id":"0123456789abcdef","stored_key":"{secret}","server_key":"x"}}}}"#);
+        let text = format!(
+            r#"{{"name":"a","verifier":{{"token_id":"0123456789abcdef","stored_key":"{secret}","server_key":"x"}}}}"#
+        );
         let raw = RawValue::from_string(text).unwrap();
         let Err(error) = read::<CreateParams>(Some(&raw)) else { panic!() };
         assert!(!error.message.contains("5ec2e7") && error.message.contains("hexadecimal"), "{error}");

@@ -14,7 +14,7 @@ use crate::secret::file::{self, BadTokenFile, Origin};
 use crate::secret::verifier::Verifier;
 
 /// How long a daemon waits for the one before it to let go of the state directory.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it looks. flock(2) has no deadline, and a thread that waits could not be called back.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -52,18 +52,20 @@ pub(super) struct Foundation {
 }
 
 impl Foundation {
-    /// Lays it, in this order: configuration, directory, lock, token. What is there is kept.
+    /// Lays it, in this order: configuration, directory, lock, token. What is there is kept. A daemon
+    /// that answers clients meanwhile has no `patience` to wait for one that is ending.
     pub(super) async fn lay(
         starter: Starter,
         places: &Places,
         config: Option<&Path>,
+        patience: Duration,
     ) -> Result<Foundation, CannotServe> {
         let config = load_config(places, config)?;
         // Only a daemon that was started as one may believe this variable.
         let state_path =
             service_runtime_directory(&place::process_env).unwrap_or_else(|| places.state().to_path_buf());
         let state = Dir::open_or_create(&state_path, own_uid())?;
-        let mut lock = take_lock(starter, places, &state).await?;
+        let mut lock = take_lock(starter, places, &state, patience).await?;
         let _ = lock.note_holder(std::process::id());
         let (token, origin) = file::open_or_mint(&state, place::TOKEN_FILE)?;
         let path = state_path.join(place::TOKEN_FILE);
@@ -91,18 +93,26 @@ pub(super) fn load_config(places: &Places, given: Option<&Path>) -> Result<Confi
 
 /// The lock on the state directory. A daemon of an init system asks one that a client started to
 /// retire; otherwise it waits for one that is just ending.
-async fn take_lock(starter: Starter, places: &Places, state: &Dir) -> Result<Lock, CannotServe> {
+async fn take_lock(
+    starter: Starter,
+    places: &Places,
+    state: &Dir,
+    mut patience: Duration,
+) -> Result<Lock, CannotServe> {
     if let Some(lock) = state.try_lock(place::LOCK_FILE)? {
         return Ok(lock);
     }
     let mut advice = String::new();
     if starter == Starter::Init {
         match ask_to_retire(places).await {
-            Ok(()) => tracing::info!(authsock_event = "takeover", "a daemon that a client had started retires"),
+            Ok(()) => {
+                tracing::info!(authsock_event = "takeover", "a daemon that a client had started retires");
+                patience = LOCK_TIMEOUT;
+            }
             Err(reason) => advice = format!(" ({reason})"),
         }
     }
-    let deadline = Instant::now() + LOCK_TIMEOUT;
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(lock) = state.try_lock(place::LOCK_FILE)? {
             return Ok(lock);

@@ -23,7 +23,8 @@ impl Manager {
         self.pending = None;
         self.say(status);
         #[cfg(target_os = "linux")]
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&self.status)]);
+        let _ =
+            sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&self.status)]);
     }
 
     /// The configuration is being read again.
@@ -38,8 +39,10 @@ impl Manager {
     pub(super) fn stopping(&mut self, status: &str) {
         self.say(status);
         #[cfg(target_os = "linux")]
-        let _ =
-            sd_notify::notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status(&self.status)]);
+        let _ = sd_notify::notify(&[
+            sd_notify::NotifyState::Stopping,
+            sd_notify::NotifyState::Status(&self.status),
+        ]);
     }
 
     /// Still alive.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection;
 use super::control::{Facts, Hub, Order};
-use super::foundation::{CannotServe, Foundation, load_config};
+use super::foundation::{CannotServe, Foundation, LOCK_TIMEOUT, load_config};
 use super::lifecycle::{Asked, Idle, Manager, Signals, watchdog};
 use super::sessions::Sessions;
 use crate::client::connect::places;
@@ -41,6 +41,10 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// Where standard error goes once the daemon serves, if a client waits for it to close.
     pub log: Option<File>,
+    /// How many descriptors may be open at once.
+    pub descriptors: usize,
+    /// The path of that file, for whoever asks.
+    pub log_path: Option<PathBuf>,
 }
 
 /// Why a daemon ended that should not have.
@@ -61,6 +65,30 @@ pub enum Fatal {
 
 fn failed(doing: &'static str) -> impl Fn(io::Error) -> Fatal {
     move |error| Fatal::Io { doing, error }
+}
+
+/// Descriptors that are kept for everything but connections.
+const DESCRIPTORS_RESERVED: usize = 64;
+
+/// What a configuration says, as far as there are descriptors for it: a connection takes two (itself
+/// and its peer's pidfd), and one of four places is for those who are not through yet. `limits` and
+/// `handshake` say less where the process may open less.
+fn settings(config: &Config, descriptors: usize) -> (Settings, Option<String>) {
+    let places = descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(8) / 2;
+    let mut settings = Settings::of(config, own_uid());
+    let before = settings.clone();
+    for (limit, most) in
+        [(&mut settings.unauthenticated, places / 4), (&mut settings.connections, places - places / 4)]
+    {
+        *limit = (limit.0.min(most), limit.1.min(most));
+    }
+    let complaint = (settings != before).then(|| {
+        format!(
+            "this process may open {descriptors} descriptors only (RLIMIT_NOFILE): at most {} connections, and {} in the handshake",
+            settings.connections.0, settings.unauthenticated.0
+        )
+    });
+    (settings, complaint)
 }
 
 /// Runs a daemon on the sockets that it adopted, until it is asked to stop or has been idle for
@@ -96,16 +124,16 @@ impl Door {
 
 fn gate_on(doors: &[Door], registry: Arc<Mutex<Registry>>, settings: Settings) -> Result<Gate, Fatal> {
     let listeners = doors.iter().map(|door| door.listener.try_clone()).collect::<io::Result<_>>();
-    listeners.and_then(|listeners| Gate::new(listeners, registry, settings)).map_err(failed("watch the sockets"))
+    listeners
+        .and_then(|listeners| Gate::new(listeners, registry, settings))
+        .map_err(failed("watch the sockets"))
 }
 
 /// A registry that nobody can come in by, for a gate that only turns away.
 fn nobody() -> Result<Arc<Mutex<Registry>>, Fatal> {
-    let token = crate::secret::token::Token::generate().map_err(|error| Fatal::Io {
-        doing: "begin",
-        error: io::Error::other(error),
-    })?;
-    let registry = Registry::new(own_uid(), Verifier::of(&token), now(), Capacity::default());
+    let token = crate::secret::token::Token::generate()
+        .map_err(|error| Fatal::Io { doing: "begin", error: io::Error::other(error) })?;
+    let registry = Registry::new(own_uid(), Verifier::of(&token), now(), capacity(&Config::default()));
     Ok(Arc::new(Mutex::new(registry)))
 }
 
@@ -175,7 +203,7 @@ impl Server {
         for complaint in &complaints {
             tracing::warn!(authsock_event = "socket_rejected", "{complaint}");
         }
-        let least = Settings::of(&Config::default(), own_uid());
+        let (least, _) = settings(&Config::default(), options.descriptors);
         let others: Vec<Door> = others.into_iter().map(Door::of).collect();
         let doors: Vec<Door> = ours.into_iter().map(Door::of).collect();
         let gate = gate_on(&doors, nobody()?, least.clone())?;
@@ -206,9 +234,11 @@ impl Server {
     /// The first attempt to serve. A client that waits is told of a failure; an init system's
     /// daemon stays, and answers.
     async fn start(&mut self) -> Result<(), Fatal> {
-        match self.lay_foundation().await {
+        match self.lay_foundation(LOCK_TIMEOUT).await {
             Ok(()) => {}
-            Err(Fatal::CannotServe(cannot)) if self.starter == Starter::Init => self.break_down(&cannot.to_string()),
+            Err(Fatal::CannotServe(cannot)) if self.starter == Starter::Init => {
+                self.break_down(&cannot.to_string());
+            }
             Err(fatal) => return Err(fatal),
         }
         let status = self.status();
@@ -219,13 +249,17 @@ impl Server {
         Ok(())
     }
 
-    async fn lay_foundation(&mut self) -> Result<(), Fatal> {
-        let laid = Foundation::lay(self.starter, &self.places, self.options.config.as_deref()).await;
+    async fn lay_foundation(&mut self, patience: Duration) -> Result<(), Fatal> {
+        let laid =
+            Foundation::lay(self.starter, &self.places, self.options.config.as_deref(), patience).await;
         let Foundation { config, state, owner, lock } = laid?;
         let uid = own_uid();
         let registry = Registry::new(uid, owner, now(), capacity(&config));
         let sessions = Sessions::new(registry, self.changed.clone());
-        let gate = gate_on(&self.doors, sessions.registry().clone(), Settings::of(&config, uid))?;
+        let (settings, complaint) = settings(&config, self.options.descriptors);
+        let gate = gate_on(&self.doors, sessions.registry().clone(), settings)?;
+        let mut complaints = self.complaints.clone();
+        complaints.extend(complaint);
         let hub = Arc::new(Hub {
             sessions,
             state,
@@ -235,10 +269,11 @@ impl Server {
                 started: self.started,
                 starter: self.starter,
                 sockets: self.doors.iter().map(|door| door.path.clone()).collect(),
+                log: self.options.log_path.clone(),
                 uid,
             },
             counts: Mutex::default(),
-            complaints: Mutex::new(self.complaints.clone()),
+            complaints: Mutex::new(complaints),
         });
         tracing::info!(
             authsock_event = "serving",
@@ -311,11 +346,14 @@ impl Server {
     }
 
     fn in_use(&self) -> bool {
-        let (in_handshake, sessions) = match &self.phase {
-            Phase::Serving { gate, hub, .. } => (gate.in_handshake(), lock(hub.sessions.registry()).len()),
+        let (in_handshake, leaders) = match &self.phase {
+            Phase::Serving { gate, hub, .. } => (gate.in_handshake(), {
+                let registry = lock(hub.sessions.registry());
+                registry.leaders() + registry.len()
+            }),
             Phase::Broken { gate, .. } => (gate.in_handshake(), 0),
         };
-        self.connections.len() + in_handshake + sessions > 0
+        self.connections.len() + in_handshake + leaders > 0
     }
 
     fn idle_patience(&self) -> Option<Duration> {
@@ -379,7 +417,7 @@ impl Server {
     }
 
     async fn heal(&mut self) {
-        match self.lay_foundation().await {
+        match self.lay_foundation(Duration::ZERO).await {
             Ok(()) => {
                 tracing::info!(authsock_event = "healed", "what kept the daemon from serving is mended");
                 let status = self.status();
@@ -398,7 +436,9 @@ impl Server {
                 let mut complaints = self.complaints.clone();
                 match load_config(&self.places, self.options.config.as_deref()) {
                     Ok(config) => {
-                        gate.set(Settings::of(&config, own_uid()));
+                        let (settings, complaint) = settings(&config, self.options.descriptors);
+                        complaints.extend(complaint);
+                        gate.set(settings);
                         lock(hub.sessions.registry()).set_capacity(capacity(&config));
                         *lock(&hub.config) = Arc::new(config);
                         tracing::info!(authsock_event = "reloaded", "the configuration was read again");
@@ -406,7 +446,8 @@ impl Server {
                     Err(error) => {
                         let words = format!("reload failed, what was read before still holds: {error}");
                         tracing::error!(authsock_event = "reload_failed", "{words}");
-                        complaints.push(words);
+                        // In a status, and in lists, each is one line.
+                        complaints.push(words.split_whitespace().collect::<Vec<_>>().join(" "));
                     }
                 }
                 *lock(&hub.complaints) = complaints;
@@ -499,11 +540,12 @@ impl Server {
             while gate.take_waiting() {}
         }
         let deadline = Instant::now() + lock(&hub.config).drain;
-        loop {
+        while gate.in_handshake() > 0 || !self.connections.is_empty() {
             tokio::select! {
-                Some(connection) = gate.finish(), if gate.in_handshake() > 0 => {
-                    self.connections.spawn(connection::serve(connection, hub.clone(), self.stopping.subscribe()));
-                }
+                through = gate.finish(), if gate.in_handshake() > 0 => if let Some(connection) = through {
+                    let serving = connection::serve(connection, hub.clone(), self.stopping.subscribe());
+                    self.connections.spawn(serving);
+                },
                 Some(_) = self.connections.join_next(), if !self.connections.is_empty() => {}
                 () = sleep_until(deadline) => {
                     tracing::warn!(
@@ -514,10 +556,6 @@ impl Server {
                     );
                     break;
                 }
-                else => break,
-            }
-            if gate.in_handshake() == 0 && self.connections.is_empty() {
-                break;
             }
         }
     }
@@ -552,5 +590,26 @@ async fn some<'a, T>(gate: Option<&'a mut Gate>, ask: impl FnOnce(&'a mut Gate) 
     match gate {
         Some(gate) => ask(gate).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_connections_are_admitted_than_there_are_descriptors_for() {
+        let config = Config::default();
+        for descriptors in [0, 64, 80, 256, 1024, 4096, 20_000, 524_288] {
+            let (settings, complaint) = settings(&config, descriptors);
+            let (connections, waiting) = (settings.connections.0, settings.unauthenticated.0);
+            assert!(connections >= 1 && waiting >= 1, "{descriptors}");
+            let needed = 2 * (connections + waiting) + DESCRIPTORS_RESERVED;
+            assert!(needed <= descriptors || descriptors <= 80, "{descriptors}: {needed}");
+            assert_eq!(
+                complaint.is_none(),
+                connections == config.connections && waiting == config.unauthenticated
+            );
+        }
     }
 }

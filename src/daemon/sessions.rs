@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use crate::gate::{lock, now};
-use crate::kernel::process::Process;
+use crate::kernel::process::{Identity, Process};
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
 use crate::session::registry::{Admitted, Maker, NewSession, NotMade, Registry};
@@ -73,7 +73,7 @@ impl Sessions {
         leader: Option<Process>,
         new: NewSession,
     ) -> Result<Arc<Session>, NotMade> {
-        let session = lock(&self.registry).create(asker, maker, new, now())?;
+        let (session, is_new_leader) = lock(&self.registry).create(asker, maker, new, now())?;
         tracing::info!(
             authsock_event = "session_started",
             authsock_session = session.id.as_str(),
@@ -84,9 +84,8 @@ impl Sessions {
             session.name,
             session.leader.map_or(0, |leader| leader.pid.0),
         );
-        if let Some(leader) = leader {
-            let ended = self.lifeline(&session.id);
-            tokio::spawn(watch_leader(self.clone(), session.id.clone(), leader, ended));
+        if let Some(leader) = leader.filter(|_| is_new_leader) {
+            tokio::spawn(watch_leader(self.clone(), leader));
         }
         self.clock.notify_one();
         self.changed.notify_one();
@@ -96,7 +95,18 @@ impl Sessions {
     /// Ends a session and everything below it; their connections are told.
     pub(super) fn end(&self, id: &SessionId, reason: EndReason) -> usize {
         let ended = lock(&self.registry).end(id, reason, now());
-        for (session, reason) in &ended {
+        self.tell(&ended);
+        ended.len()
+    }
+
+    /// Notes that a leader's process has ended, and with it what it led.
+    fn end_leader(&self, leader: &Identity) {
+        let ended = lock(&self.registry).end_leader(leader, now());
+        self.tell(&ended);
+    }
+
+    fn tell(&self, ended: &[(Arc<Session>, EndReason)]) {
+        for (session, reason) in ended {
             tracing::info!(
                 authsock_event = "session_ended",
                 authsock_session = session.id.as_str(),
@@ -112,7 +122,6 @@ impl Sessions {
         }
         self.clock.notify_one();
         self.changed.notify_one();
-        ended.len()
     }
 
     /// Gives a session a new token.
@@ -169,9 +178,8 @@ async fn keep_time(sessions: std::sync::Weak<Sessions>) {
     loop {
         let Some(living) = sessions.upgrade() else { return };
         let next = living.end_what_is_due();
-        let pause = next.map_or(CLOCK_MAX, |next| {
-            Duration::from_millis(next.saturating_sub(now())).min(CLOCK_MAX)
-        });
+        let pause =
+            next.map_or(CLOCK_MAX, |next| Duration::from_millis(next.saturating_sub(now())).min(CLOCK_MAX));
         tokio::select! {
             () = sleep(pause) => {}
             () = living.clock.notified() => {}
@@ -179,27 +187,18 @@ async fn keep_time(sessions: std::sync::Weak<Sessions>) {
     }
 }
 
-/// Ends a session when its leader ends. A pidfd becomes readable then (pidfd_open(2)).
-async fn watch_leader(sessions: Arc<Sessions>, id: SessionId, leader: Process, mut ended: Lifeline) {
+/// Waits for a leader's end, which ends its sessions. A pidfd becomes readable then (pidfd_open(2)).
+/// It is watched for as long as it lives, whatever becomes of its sessions before.
+async fn watch_leader(sessions: Arc<Sessions>, leader: Process) {
+    let identity = leader.identity();
     // Deprecated for types that may lie about the descriptor they own; an OwnedFd cannot, and the
     // replacement is unsafe. CHECK: https://github.com/tokio-rs/tokio/pull/8587
     #[allow(deprecated)]
     let watched = AsyncFd::with_interest(OwnedFd::from(leader), Interest::READABLE);
-    let exited = async {
-        match &watched {
-            Ok(pidfd) => drop(pidfd.readable().await),
-            // Without a watch the session would outlive its leader: it ends at once.
-            Err(error) => tracing::error!(authsock_event = "bug", "a leader cannot be watched: {error}"),
-        }
-    };
-    tokio::pin!(exited);
-    loop {
-        tokio::select! {
-            () = &mut exited => {
-                sessions.end(&id, EndReason::LeaderExited);
-                return;
-            }
-            changed = ended.changed() => if changed.is_err() { return },
-        }
+    match &watched {
+        Ok(pidfd) => drop(pidfd.readable().await),
+        // Without a watch its sessions would outlive it: they end at once.
+        Err(error) => tracing::error!(authsock_event = "unwatched", "a leader cannot be watched: {error}"),
     }
+    sessions.end_leader(&identity);
 }

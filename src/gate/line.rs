@@ -1,6 +1,9 @@
 //! Handshake lines off a socket: no more than one line's bytes are read ahead, and what was read is kept for whoever gets the stream.
 
 use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream as StdStream;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -96,7 +99,7 @@ impl Buffer {
 }
 
 /// Writes everything.
-pub(super) async fn write(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+pub(crate) async fn write(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match stream.try_write(bytes) {
             Ok(written) => bytes = &bytes[written..],
@@ -120,4 +123,25 @@ pub(super) async fn farewell(stream: &UnixStream, words: &[u8], patience: Durati
             Ok(read) => emptied += read,
         }
     }
+}
+
+/// Ends our half of a connection and reads away what the other end still sends, until it leaves or
+/// patience ends: closing under its write would break that, and it might never look at our words.
+/// Only for whoever holds a seat, since it takes time.
+pub(crate) async fn linger(stream: &UnixStream, patience: Duration) {
+    let Ok(half) = stream.as_fd().try_clone_to_owned() else { return };
+    if StdStream::from(half).shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let mut sink = Zeroizing::new(vec![0u8; AUTH_LINE_MAX]);
+    let emptied = async {
+        while stream.readable().await.is_ok() {
+            match stream.try_read(&mut sink) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+    };
+    let _ = tokio::time::timeout(patience, emptied).await;
 }

@@ -1,6 +1,7 @@
 //! The gate: a listener that yields only authenticated connections. It does not fail; it refuses, logs, and takes the next.
 #![forbid(unsafe_code)]
 
+mod admission;
 pub mod connection;
 mod http;
 mod line;
@@ -19,24 +20,25 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::{Config, Plain};
-use crate::handshake::server::{ExpectOpening, Opened, Proven, Refusal, Way};
-use crate::kernel::peer::{NoPeer, Peer};
-use crate::kernel::process;
-use crate::secret::random;
-use crate::secret::verifier::Verifier;
-use crate::session::registry::{Admitted, Comer, NotAdmitted, Registry};
-use crate::session::{Millis, SessionId};
-use crate::wire::auth::{AUTH_LINE_MAX, Answer, CONTROL, Code, Hex32, PeerView, RefusalBrief, SessionBrief};
+use crate::handshake::server::Refusal;
+use crate::kernel::peer::Peer;
+use crate::session::Millis;
+use crate::session::registry::Registry;
+use crate::wire::auth::Code;
 use crate::wire::opening::Opening;
+use admission::{converse, greet, refuse};
 pub use connection::Authenticated;
-use line::{Buffer, Read};
+use line::Buffer;
+pub(crate) use line::{linger, write};
 use refusals::RefusalLog;
-use seats::{Seat, Seats};
+use seats::Seats;
 
 /// How long a refusal may take to be written.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the gate rests when the process has no descriptors or memory left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// How often it says so.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 
 /// Who may connect, before a byte is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +113,8 @@ pub struct Gate {
     next: usize,
     shared: Arc<Shared>,
     handshakes: JoinSet<Option<Authenticated>>,
+    /// When it was last said that no connection can be accepted.
+    said: Option<Instant>,
 }
 
 impl Gate {
@@ -137,7 +141,7 @@ impl Gate {
             settings: Mutex::new(Arc::new(settings)),
             log: RefusalLog::default(),
         };
-        Ok(Gate { listeners, next: 0, shared: Arc::new(shared), handshakes: JoinSet::new() })
+        Ok(Gate { listeners, next: 0, shared: Arc::new(shared), handshakes: JoinSet::new(), said: None })
     }
 
     /// Changes what later connections are judged by.
@@ -165,7 +169,7 @@ impl Gate {
                 },
                 accepted = accept_any(&self.listeners, &mut self.next) => match accepted {
                     Ok(stream) => self.admit(stream),
-                    Err(error) => recover(&error).await,
+                    Err(error) => recover(&error, &mut self.said).await,
                 },
             }
         }
@@ -177,11 +181,18 @@ impl Gate {
     /// # Errors
     /// As accept(2), after a rest where the process has run out of something.
     pub async fn accept_unserved(&mut self) -> io::Result<UnixStream> {
-        let accepted = accept_any(&self.listeners, &mut self.next).await;
-        if let Err(error) = &accepted {
-            recover(error).await;
+        loop {
+            tokio::select! {
+                // Those who were turned away are gone once they were told: they are no use of the daemon.
+                Some(_) = self.handshakes.join_next(), if !self.handshakes.is_empty() => {}
+                accepted = accept_any(&self.listeners, &mut self.next) => {
+                    if let Err(error) = &accepted {
+                        recover(error, &mut self.said).await;
+                    }
+                    return accepted;
+                }
+            }
         }
-        accepted
     }
 
     /// Waits until everything that is in the handshake is through or refused, and gives the next
@@ -247,12 +258,15 @@ impl Gate {
             }
         };
         let patience = lock(&self.shared.settings).timeout;
+        // Who finds no place is answered without being heard.
+        let seat = if code == Code::PeerDenied { None } else { self.shared.waiting.take(uid).ok() };
         self.handshakes.spawn(async move {
-            if code != Code::PeerDenied {
+            if seat.is_some() {
                 let mut buffer = Buffer::new();
-                let first = timeout_at(Instant::now() + patience, buffer.first(&stream)).await;
+                let deadline = Instant::now() + patience;
+                let first = timeout_at(deadline, buffer.first(&stream)).await;
                 if matches!(first, Ok(Ok(Some(byte))) if Opening::of(byte) == Opening::Http) {
-                    http::answer(&stream, &mut buffer, http::Status::ServiceUnavailable, patience).await;
+                    http::answer(&stream, &mut buffer, http::Status::ServiceUnavailable, deadline).await;
                     return None;
                 }
             }
@@ -284,225 +298,61 @@ fn poll_any(
 
 /// Three kinds of errors: the connection's own is nothing; exhaustion passes, given time; anything
 /// else is said.
-async fn recover(error: &io::Error) {
-    match error.raw_os_error() {
-        Some(libc::ECONNABORTED | libc::EINTR | libc::EAGAIN) => {}
+async fn recover(error: &io::Error, said: &mut Option<Instant>) {
+    match error.kind() {
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}
         _ => {
-            tracing::warn!(authsock_event = "accept_failed", "cannot accept a connection at present: {error}");
+            if said.is_none_or(|said| said.elapsed() >= COMPLAINT_PAUSE) {
+                *said = Some(Instant::now());
+                tracing::warn!(
+                    authsock_event = "accept_failed",
+                    "cannot accept connections at present: {error}"
+                );
+            }
             tokio::time::sleep(EXHAUSTED_PAUSE).await;
         }
     }
 }
 
-/// What is checked before the first byte is read.
-fn greet(
-    stream: &UnixStream,
-    shared: &Shared,
-    settings: &Settings,
-) -> Result<(Peer, Seat), (Option<Peer>, Refusal)> {
-    let peer = Peer::of(stream).map_err(|error: NoPeer| (None, Refusal::new(Code::PeerDenied, error.to_string())))?;
-    if !settings.policy.admits(peer.uid) {
-        let reason = match peer.uid {
-            0 => "uid 0 is not admitted (policy.allow_root is false)".to_owned(),
-            uid => format!("uid {uid} is not uid {}", settings.policy.uid),
-        };
-        return Err((Some(peer), Refusal::new(Code::PeerDenied, reason)));
-    }
-    match shared.waiting.take(peer.uid) {
-        Ok(seat) => Ok((peer, seat)),
-        Err(full) => {
-            let refusal = Refusal::new(Code::Busy, format!("unauthenticated connections: {full}"));
-            Err((Some(peer), refusal))
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::dir::own_uid;
+    use crate::secret::token::Token;
+    use crate::secret::verifier::Verifier;
+    use crate::session::registry::Capacity;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as StdStream;
 
-/// A refusal that may name a session.
-struct Refused {
-    refusal: Refusal,
-    session: Option<SessionId>,
-}
-
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Refused {
-        Refused { refusal, session: None }
-    }
-}
-
-impl From<NotAdmitted> for Refused {
-    fn from(NotAdmitted { code, reason, session }: NotAdmitted) -> Refused {
-        Refused { refusal: Refusal { code, reason }, session }
-    }
-}
-
-/// How a conversation ended that did not fail.
-enum Outcome {
-    Through { admitted: Admitted, way: Way, rest: Vec<u8> },
-    /// The other end left before it said anything that needs an answer.
-    Left,
-    /// It speaks HTTP and was answered.
-    Http,
-}
-
-async fn converse(
-    stream: UnixStream,
-    peer: Peer,
-    seat: Seat,
-    shared: &Shared,
-    settings: &Settings,
-) -> Option<Authenticated> {
-    let deadline = Instant::now() + settings.timeout;
-    let result = match timeout_at(deadline, authenticate(&stream, &peer, shared, settings)).await {
-        Ok(result) => result,
-        Err(_) => Err(Refusal::new(Code::Timeout, format!("no result within {:?}", settings.timeout)).into()),
-    };
-    // From here on the connection is counted elsewhere.
-    let taken = match &result {
-        Ok(Outcome::Through { .. }) => Some(shared.seated.take(peer.uid)),
-        _ => None,
-    };
-    drop(seat);
-    let refused = match (result, taken) {
-        (Ok(Outcome::Through { admitted, way, rest }), Some(Ok(seat))) => {
-            let session = &admitted.session;
-            tracing::debug!(
-                authsock_event = "authenticated",
-                authsock_session = session.id.as_str(),
-                authsock_peer_uid = peer.uid,
-                authsock_peer_pid = peer.pid.0,
-                "process {} (uid {}) is in session {} ({})",
-                peer.pid,
-                peer.uid,
-                session.id,
-                session.name
-            );
-            let brief = SessionBrief {
-                id: session.id.to_string(),
-                name: session.name.to_string(),
-                realm: session.realm.to_string(),
-            };
-            let greeting = Answer::Accepted(brief).to_line().into_bytes();
-            return Some(Authenticated::assertion(stream, peer, admitted, way, rest, greeting, seat));
-        }
-        (Ok(Outcome::Through { admitted, .. }), Some(Err(full))) => Refused {
-            refusal: Refusal::new(Code::Busy, format!("connections: {full}")),
-            session: Some(admitted.session.id.clone()),
-        },
-        (Ok(_), _) => return None,
-        (Err(refused), _) => refused,
-    };
-    shared.log.refused(Some(&peer), Some(peer.uid), &refused.refusal, refused.session.as_ref());
-    refuse(&stream, refused.refusal.code).await;
-    None
-}
-
-/// The order of admission, from the first byte to a session.
-async fn authenticate(
-    stream: &UnixStream,
-    peer: &Peer,
-    shared: &Shared,
-    settings: &Settings,
-) -> Result<Outcome, Refused> {
-    let mut buffer = Buffer::new();
-    match buffer.first(stream).await {
-        Ok(Some(byte)) => match Opening::of(byte) {
-            Opening::Handshake => {}
-            Opening::Http => {
-                http::answer(stream, &mut buffer, http::Status::NotImplemented, settings.timeout).await;
-                return Ok(Outcome::Http);
+    #[test]
+    fn who_was_turned_away_counts_no_more() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("socket");
+        let listener = StdListener::bind(&path).unwrap();
+        let registry = Registry::new(
+            own_uid(),
+            Verifier::of(&Token::generate().unwrap()),
+            now(),
+            Capacity { sessions: 1, sessions_per_uid: 1 },
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let settings = Settings::of(&Config::default(), own_uid());
+            let mut gate = Gate::new(vec![listener], Arc::new(Mutex::new(registry)), settings).unwrap();
+            let mut client = StdStream::connect(&path).unwrap();
+            client.write_all(b"{").unwrap();
+            let stream = gate.accept_unserved().await.unwrap();
+            gate.turn_away(stream, Code::Unavailable);
+            assert_eq!(gate.in_handshake(), 1);
+            // Nobody else comes; the gate lives on the time that it is given to wait for one.
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while gate.in_handshake() > 0 {
+                assert!(Instant::now() < deadline, "still counted");
+                let _ = timeout_at(Instant::now() + Duration::from_millis(5), gate.accept_unserved()).await;
             }
-            Opening::Unknown => {
-                return Err(Refusal::new(Code::Malformed, "the first byte is neither { nor a letter").into());
-            }
-        },
-        Ok(None) | Err(_) => return Ok(Outcome::Left),
+            let mut told = String::new();
+            client.read_to_string(&mut told).unwrap();
+            assert!(told.contains("unavailable"), "{told}");
+        });
     }
-    let Some(line) = next_line(&mut buffer, stream).await? else { return Ok(Outcome::Left) };
-    let proven = match ExpectOpening.read(&line)? {
-        Opened::Plain(presented) => {
-            if settings.plain == Plain::None {
-                let reason = "a plain token was shown (handshake.plain = \"none\")";
-                return Err(Refusal::new(Code::NotPermitted, reason).into());
-            }
-            let registry = lock(&shared.registry);
-            let token_id = presented.token_id();
-            presented.judge(registry.verifier(token_id))?
-        }
-        Opened::Proof(announced) => {
-            alive(peer)?;
-            let known = lock(&shared.registry).verifier(announced.token_id()).cloned();
-            let is_known = known.is_some();
-            let no_randomness = |_| Refusal::new(Code::Unavailable, "the operating system gives no random bytes");
-            let verifier = match known {
-                Some(verifier) => verifier,
-                None => Verifier::decoy(announced.token_id()).map_err(no_randomness)?,
-            };
-            let nonce = Hex32(random::bytes().map_err(no_randomness)?);
-            let view = view(peer, announced.wants_start());
-            let (challenge, expected) = announced.challenge(verifier, is_known, nonce, view)?;
-            if line::write(stream, challenge.as_bytes()).await.is_err() {
-                return Ok(Outcome::Left);
-            }
-            let Some(line) = next_line(&mut buffer, stream).await? else { return Ok(Outcome::Left) };
-            expected.read(&line)?
-        }
-    };
-    alive(peer)?;
-    let admitted = admit(&proven, peer, shared, settings)?;
-    Ok(Outcome::Through { admitted, way: proven.way(), rest: buffer.into_rest() })
-}
-
-/// From a proven token to a session that may come in here.
-fn admit(proven: &Proven, peer: &Peer, shared: &Shared, settings: &Settings) -> Result<Admitted, Refused> {
-    let registry = lock(&shared.registry);
-    let admitted = registry.admit(
-        proven.token_id(),
-        &Comer { uid: peer.uid, is_at_or_below: &|test| peer.open_process()?.is_at_or_below(test) },
-        now(),
-    )?;
-    let session = Some(admitted.session.id.clone());
-    let not = |code, reason: &str| Err(Refused { refusal: Refusal::new(code, reason), session: session.clone() });
-    if proven.way() == Way::Plain && settings.plain == Plain::Sessions && admitted.session.is_owner() {
-        return not(Code::NotPermitted, "the owner's token was shown (handshake.plain = \"sessions\")");
-    }
-    if proven.service() != CONTROL {
-        return not(Code::UnknownService, "no service of that name is configured");
-    }
-    Ok(admitted)
-}
-
-fn alive(peer: &Peer) -> Result<(), Refusal> {
-    if peer.is_alive() {
-        return Ok(());
-    }
-    Err(Refusal::new(Code::PeerGone, format!("process {} opened the connection and has ended", peer.pid)))
-}
-
-/// What is told, and signed, of the peer.
-fn view(peer: &Peer, wants_start: bool) -> PeerView {
-    let identity = peer.identity();
-    let with_start = wants_start || identity.pidfs.is_none();
-    PeerView {
-        uid: peer.uid,
-        pid: peer.pid.0,
-        pidfs: identity.pidfs,
-        start: with_start.then(|| identity.start.or_else(|| process::start_time(peer.pid))).flatten(),
-        pidns: with_start.then(process::pid_namespace).flatten(),
-    }
-}
-
-async fn next_line(buffer: &mut Buffer, stream: &UnixStream) -> Result<Option<line::Line>, Refusal> {
-    match buffer.line(stream).await {
-        Read::Line(line) => Ok(Some(line)),
-        Read::End => Ok(None),
-        Read::TooLong => {
-            Err(Refusal::new(Code::TooLarge, format!("a line is longer than {AUTH_LINE_MAX} bytes")))
-        }
-    }
-}
-
-/// Tells the peer its word and closes, so that it can read it.
-async fn refuse(stream: &UnixStream, code: Code) {
-    let line = Answer::Refused(RefusalBrief::of(code)).to_line();
-    line::farewell(stream, line.as_bytes(), REFUSAL_TIMEOUT).await;
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::handshake::server::Refusal;
 use crate::kernel::peer::Peer;
+use crate::kernel::process::Process;
 use crate::session::SessionId;
 use crate::wire::auth::Code;
 
@@ -72,6 +73,8 @@ impl RefusalLog {
         }
         let Refusal { reason, .. } = refusal;
         let pid = peer.map_or(0, |peer| peer.pid.0);
+        let name = peer.and_then(Peer::held).and_then(Process::name).unwrap_or_default();
+        let named = if name.is_empty() { String::new() } else { format!(" ({name})") };
         let session = session.map_or("", SessionId::as_str);
         let of_session = if session.is_empty() { String::new() } else { format!(", session {session}") };
         match peer {
@@ -81,8 +84,9 @@ impl RefusalLog {
                 authsock_session = session,
                 authsock_peer_uid = uid,
                 authsock_peer_pid = pid,
+                authsock_peer_name = name,
                 authsock_reason = reason.as_str(),
-                "refused process {pid} of uid {uid}{of_session}: {code}: {reason}"
+                "refused process {pid} of uid {uid}{named}{of_session}: {code}: {reason}"
             ),
             None => tracing::warn!(
                 authsock_event = "refused",

@@ -8,8 +8,10 @@ use super::proof::{Role, Transcript};
 use crate::secret::token::Token;
 use crate::secret::verifier::{ClientKey, ServerKey};
 use crate::wire::auth::{
-    self, Answer, Challenge, Hex32, Misread, PeerView, ProofOpening, RefusalBrief, SessionBrief, VERSION,
+    self, Answer, Challenge, Code, Hex32, Misread, PeerView, ProofOpening, RefusalBrief, SessionBrief,
+    VERSION,
 };
+use crate::wire::text::printable;
 
 /// What a client knows of itself, taken when it connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,13 +54,19 @@ pub enum Failure {
     #[error("whatever listens there does not speak the handshake ({0}); no secret was sent")]
     NotADaemon(String),
     /// It could not prove that it knows the token.
-    #[error("stale token or impostor: whatever listens there could not prove that it knows this token; no secret was sent")]
+    #[error(
+        "stale token or impostor: whatever listens there could not prove that it knows this token; no secret was sent. A daemon that was restarted has forgotten its sessions: if this was one, start it again with `authsock run`"
+    )]
     StaleTokenOrImpostor,
     /// It proved itself, but sees another process at its end.
-    #[error("relay: the daemon is genuine, but {0}; something sits in between and was told nothing. If you forwarded the socket yourself, allow it in the configuration: [client] allow_unbound = true")]
+    #[error(
+        "relay: the daemon is genuine, but {0}; something sits in between and was told nothing. If you forwarded the socket yourself, allow it in the configuration: [client] allow_unbound = true"
+    )]
     Relay(String),
     /// It could prove itself, but there is nothing to compare its view with.
-    #[error("cannot tell whether something relays: {0}. If you forwarded the socket yourself, allow it in the configuration: [client] allow_unbound = true")]
+    #[error(
+        "cannot tell whether something relays: {0}. If you forwarded the socket yourself, allow it in the configuration: [client] allow_unbound = true"
+    )]
     Incomparable(String),
     /// It refused.
     #[error("{}", refused(.brief, *.genuine))]
@@ -72,14 +80,26 @@ pub enum Failure {
 
 fn refused(brief: &RefusalBrief, genuine: bool) -> String {
     let who = if genuine { "the daemon refused" } else { "refused" };
-    let RefusalBrief { code, message, supported } = brief;
+    let RefusalBrief { supported, .. } = brief;
+    // Whoever listens chose these words, and may never have proven to be a daemon.
+    let (code, message) = (printable(&brief.code), printable(&brief.message));
     let newest = supported.iter().max();
     match newest {
         Some(newest) if code == "version" && *newest < VERSION => {
-            format!("{who}: version: it speaks the handshake up to version {newest} and this program speaks {VERSION}: upgrade the daemon")
+            format!(
+                "{who}: version: it speaks the handshake up to version {newest} and this program speaks {VERSION}: upgrade the daemon"
+            )
         }
         Some(_) if code == "version" => {
-            format!("{who}: version: it no longer speaks version {VERSION} of the handshake: upgrade this program")
+            format!(
+                "{who}: version: it no longer speaks version {VERSION} of the handshake: upgrade this program"
+            )
+        }
+        // We are not gone. What the daemon saw connect was not us, and sat in between.
+        _ if code == Code::PeerGone.as_str() => {
+            format!(
+                "{who}: {code}: relay: the process that opened the connection to the daemon has ended, and it was not this program; something sits in between and was told nothing"
+            )
         }
         _ => format!("{who}: {code}: {message}"),
     }
@@ -173,6 +193,8 @@ enum Difference {
     Namespaces,
     #[error("the daemon names no start time for process {0}")]
     NoStart(u32),
+    #[error("the daemon names a start time, and this program (process {0}) cannot read its own")]
+    NoOwnStart(u32),
 }
 
 impl From<Difference> for Failure {
@@ -180,7 +202,9 @@ impl From<Difference> for Failure {
         let words = difference.to_string();
         match difference {
             Difference::Uid(..) | Difference::Process(..) | Difference::Recycled(_) => Failure::Relay(words),
-            Difference::Namespaces | Difference::NoStart(_) => Failure::Incomparable(words),
+            Difference::Namespaces | Difference::NoStart(_) | Difference::NoOwnStart(_) => {
+                Failure::Incomparable(words)
+            }
         }
     }
 }
@@ -191,7 +215,11 @@ impl From<Difference> for Failure {
 /// namespaces.
 fn compare(own: &OwnProcess, seen: &PeerView) -> Result<(), Difference> {
     let other = || {
-        if own.pid == seen.pid { Difference::Recycled(own.pid) } else { Difference::Process(seen.pid, own.pid) }
+        if own.pid == seen.pid {
+            Difference::Recycled(own.pid)
+        } else {
+            Difference::Process(seen.pid, own.pid)
+        }
     };
     if let (Some(ours), Some(theirs)) = (own.pidfs, seen.pidfs) {
         return if ours == theirs { Ok(()) } else { Err(other()) };
@@ -210,8 +238,9 @@ fn compare(own: &OwnProcess, seen: &PeerView) -> Result<(), Difference> {
     match (own.start, seen.start) {
         (Some(ours), Some(theirs)) if ours == theirs => Ok(()),
         (Some(_), Some(_)) => Err(Difference::Recycled(own.pid)),
-        // A platform without start times (macOS) has the pid alone.
-        (None, _) => Ok(()),
+        // A platform without start times (macOS) has the pid alone, on both sides.
+        (None, None) => Ok(()),
+        (None, Some(_)) => Err(Difference::NoOwnStart(own.pid)),
         (Some(_), None) => Err(Difference::NoStart(seen.pid)),
     }
 }

@@ -71,8 +71,13 @@ mod tests {
         let peer = |uid, pid, pidfs, start| PeerView { uid, pid, pidfs, start, pidns: None };
         let mut seen = std::collections::HashSet::new();
         let peers = [
-            peer(1, 23, None, None), peer(12, 3, None, None), peer(1, 2, Some(3), None), peer(1, 2, None, Some(3)),
-            peer(1, 2, Some(33), None), peer(1, 23, Some(3), None), peer(1, 2, Some(3), Some(3)),
+            peer(1, 23, None, None),
+            peer(12, 3, None, None),
+            peer(1, 2, Some(3), None),
+            peer(1, 2, None, Some(3)),
+            peer(1, 2, Some(33), None),
+            peer(1, 23, Some(3), None),
+            peer(1, 2, Some(3), Some(3)),
         ];
         let mut count = 0;
         for peer in &peers {

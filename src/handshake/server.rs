@@ -6,7 +6,9 @@
 use super::proof::{Role, Transcript};
 use crate::secret::token::{Token, TokenId};
 use crate::secret::verifier::Verifier;
-use crate::wire::auth::{self, Answer, Challenge, Code, Hex32, Misread, Opening, PeerView, ProofOpening, CONTROL};
+use crate::wire::auth::{
+    self, Answer, CONTROL, Challenge, Code, Hex32, Misread, Opening, PeerView, ProofOpening,
+};
 
 /// A handshake that failed: a word for the peer, the reason for the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

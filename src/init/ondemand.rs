@@ -19,7 +19,7 @@ use crate::kernel::fds::close_from;
 use crate::kernel::socket::{self, BadSocket, CheckedSocket};
 use crate::place::{self, BadSocketPath, Env, Places, SocketPath, var};
 
-/// How long a daemon that was started may take to be ready, and a lock to become free.
+/// How long a daemon that was started may take to be ready, and a lock to become free, at most.
 pub const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of a daemon's last words that are kept.
 const WORDS_MAX: u64 = 16 * 1024;
@@ -42,6 +42,9 @@ pub enum CannotStart {
     /// A directory or lock cannot be used.
     #[error(transparent)]
     Unusable(#[from] Unusable),
+    /// The user's runtime directory cannot be used.
+    #[error("runtime directory {0}; {variable} names it, or where that is not set /run/user/UID or /tmp/authsock-UID is taken", variable = var::XDG_RUNTIME_DIR)]
+    Runtime(Unusable),
     /// The socket's path does not fit.
     #[error(transparent)]
     Path(#[from] BadSocketPath),
@@ -49,13 +52,13 @@ pub enum CannotStart {
     #[error(transparent)]
     Socket(#[from] BadSocket),
     /// Somebody else has been starting one for too long.
-    #[error("another client has been starting a daemon for {} seconds: {path} is locked", START_TIMEOUT.as_secs(), path = .0.display())]
+    #[error("another client is starting a daemon and does not come to an end: {path} is locked", path = .0.display())]
     LockHeld(PathBuf),
     /// The daemon started and said why it cannot serve.
     #[error("the daemon could not start: {0}")]
     Words(String),
     /// The daemon neither became ready nor failed.
-    #[error("the daemon did not become ready within {} seconds", START_TIMEOUT.as_secs())]
+    #[error("the daemon did not become ready in time")]
     Silent,
     /// The kernel said no.
     #[error("cannot {doing}: {error}")]
@@ -71,19 +74,25 @@ fn failed(doing: &'static str) -> impl Fn(io::Error) -> CannotStart {
     move |error| CannotStart::Io { doing, error }
 }
 
-/// Starts a daemon for this user unless one listens already. Blocks for at most
-/// [`START_TIMEOUT`], twice: once for the lock, once for the daemon.
+/// Starts a daemon for this user unless one listens already. Blocks for at most `patience`, twice:
+/// once for the lock, once for the daemon.
 ///
 /// `exe` is the authsock program; `config` is handed on.
 ///
 /// # Errors
 /// [`CannotStart`], with the daemon's own words where it had any.
-pub fn start(places: &Places, exe: &Path, config: Option<&Path>, env: Env<'_>) -> Result<(), CannotStart> {
+pub fn start(
+    places: &Places,
+    exe: &Path,
+    config: Option<&Path>,
+    env: Env<'_>,
+    patience: Duration,
+) -> Result<(), CannotStart> {
     let path = SocketPath::new(places.ondemand_socket())?;
     // Others may use the runtime directory too; it only has to be ours.
-    Dir::open_or_create(places.runtime(), own_uid())?;
+    Dir::open_or_create(places.runtime(), own_uid()).map_err(CannotStart::Runtime)?;
     let state = Dir::open_or_create(places.state(), own_uid())?;
-    let _lock = lock_within(state, START_TIMEOUT)?;
+    let _lock = lock_within(state, patience)?;
     match CheckedSocket::look(&path, own_uid()) {
         Ok(found) => match found.connect() {
             // Somebody was faster. A full queue is somebody's too.
@@ -105,7 +114,7 @@ pub fn start(places: &Places, exe: &Path, config: Option<&Path>, env: Env<'_>) -
     }
     let started = spawn_detached(exe, &arguments, environment(places, env), &listener.into(), &writer.into());
     let words = match started {
-        Ok(()) => read_words(reader),
+        Ok(()) => read_words(reader, patience),
         Err(error) => Err(failed("start a daemon")(error)),
     };
     match words {
@@ -144,14 +153,14 @@ fn environment(places: &Places, env: Env<'_>) -> Vec<OsString> {
 }
 
 /// Reads what the daemon says until it closes its standard error.
-fn read_words(reader: io::PipeReader) -> Result<String, CannotStart> {
+fn read_words(reader: io::PipeReader, patience: Duration) -> Result<String, CannotStart> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut words = Vec::new();
         let read = reader.take(WORDS_MAX).read_to_end(&mut words);
         sender.send(read.map(|_| String::from_utf8_lossy(&words).trim().to_owned()))
     });
-    match receiver.recv_timeout(START_TIMEOUT) {
+    match receiver.recv_timeout(patience) {
         Ok(words) => words.map_err(failed("hear the daemon")),
         Err(_) => Err(CannotStart::Silent),
     }
@@ -229,15 +238,19 @@ unsafe fn become_daemon(listener: RawFd, words: RawFd) {
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
         libc::dup2(null, 0);
         libc::dup2(null, 1);
-        libc::dup2(words, 2);
-        libc::dup2(listener, 3);
+        // Without them nobody could be told; the client hears of it by the end of its pipe.
+        if libc::dup2(words, 2) == -1 || libc::dup2(listener, 3) == -1 {
+            let sorry = b"there are not enough descriptors (RLIMIT_NOFILE) to start a daemon\n";
+            libc::write(if words == -1 { 2 } else { words }, sorry.as_ptr().cast(), sorry.len());
+            libc::_exit(126);
+        }
         close_from(4);
         libc::chdir(c"/".as_ptr());
         libc::umask(0o077);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        for signal in 1..32 {
+        for signal in 1..65 {
             libc::signal(signal, libc::SIG_DFL);
         }
     }

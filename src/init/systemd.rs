@@ -31,7 +31,9 @@ fn announced(env: Env<'_>, own_pid: u32, own_pidfd_id: Option<u64>) -> Result<Ve
         return Err(NotActivated::NoSocket(String::new()));
     };
     let Some(pid) = text(LISTEN_PID) else {
-        return Err(NotActivated::NoSocket(" (LISTEN_PID is not set, so LISTEN_FDS is for somebody else)".into()));
+        return Err(NotActivated::NoSocket(
+            " (LISTEN_PID is not set, so LISTEN_FDS is for somebody else)".into(),
+        ));
     };
     match pid.parse::<u32>() {
         Ok(pid) if pid == own_pid => {}
@@ -139,7 +141,8 @@ mod tests {
     use std::ffi::OsString;
 
     fn ask(pairs: &[(&str, &str)]) -> Result<Vec<String>, String> {
-        let env = |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+        let env =
+            |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
         announced(&env, 42, Some(7)).map_err(|error| error.to_string())
     }
 
@@ -161,7 +164,10 @@ mod tests {
             &[("LISTEN_PID", "42"), ("LISTEN_FDS", "1"), ("LISTEN_PIDFDID", "8")],
         ] {
             let words = ask(pairs).unwrap_err();
-            assert!(words.starts_with("no socket was passed") && words.contains("systemctl --user start"), "{words}");
+            assert!(
+                words.starts_with("no socket was passed") && words.contains("systemctl --user start"),
+                "{words}"
+            );
         }
     }
 

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{self, AtFlags, OFlag};
@@ -41,7 +42,7 @@ pub enum Problem {
         expected: &'static str,
     },
     /// It belongs to another user.
-    #[error("belongs to uid {owner}, not to uid {expected}; remove it or give it back (chown)")]
+    #[error("belongs to uid {owner}, not to uid {expected}: use one of your own")]
     NotOurs {
         /// Who owns it.
         owner: u32,
@@ -49,7 +50,9 @@ pub enum Problem {
         expected: u32,
     },
     /// Others may read or write it.
-    #[error("has mode {mode:04o}, wider than {widest:04o}; others may have seen or changed it: chmod {widest:o} it, and rotate the token if it holds one")]
+    #[error(
+        "has mode {mode:04o}, wider than {widest:04o}; others may have seen or changed it: chmod {widest:o} it, and rotate the token if it holds one"
+    )]
     TooWide {
         /// Its permission bits.
         mode: u32,
@@ -124,7 +127,7 @@ pub fn platform_temp() -> Option<PathBuf> {
             return None;
         }
         buffer.truncate(length - 1);
-        return Some(std::ffi::OsString::from_vec(buffer).into());
+        Some(std::ffi::OsString::from_vec(buffer).into())
     }
     #[cfg(not(target_os = "macos"))]
     None
@@ -207,8 +210,13 @@ impl Dir {
             }
             match unistd::mkdir(&so_far, Mode::S_IRWXU) {
                 // The umask can only have taken bits away; the directory is ours and still empty.
-                Ok(()) => stat::fchmodat(fcntl::AT_FDCWD, &so_far, Mode::S_IRWXU, stat::FchmodatFlags::FollowSymlink)
-                    .map_err(|errno| Unusable::io(&so_far, "set the mode of", errno))?,
+                Ok(()) => stat::fchmodat(
+                    fcntl::AT_FDCWD,
+                    &so_far,
+                    Mode::S_IRWXU,
+                    stat::FchmodatFlags::FollowSymlink,
+                )
+                .map_err(|errno| Unusable::io(&so_far, "set the mode of", errno))?,
                 Err(Errno::EEXIST) => {}
                 // Parents that exist but may not be written (EACCES, EROFS) are no fault yet.
                 Err(_) if so_far.symlink_metadata().is_ok() => {}
@@ -233,7 +241,8 @@ impl Dir {
     /// # Errors
     /// [`Unusable`]; [`Problem::Missing`] when there is no such file.
     pub fn read_private(&self, name: &str, owner: u32, limit: usize) -> Result<Vec<u8>, Unusable> {
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let flags =
+            OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let path = self.join(name);
         let opened = fcntl::openat(self.fd.as_fd(), name, flags, Mode::empty());
         read_examined(opened, &path, &[owner], limit)
@@ -386,6 +395,28 @@ pub fn read_configuration(path: &Path, limit: usize) -> Result<String, Unusable>
     Ok(text)
 }
 
+/// Lists a directory of configuration files, which may be a link: it must be ours or root's, and
+/// writable by nobody else.
+///
+/// # Errors
+/// [`Unusable`]; [`Problem::Missing`] when there is no such directory.
+pub fn list_configuration(path: &Path) -> Result<Vec<PathBuf>, Unusable> {
+    let stat = stat::stat(path).map_err(|errno| match errno {
+        Errno::ENOENT => Unusable::new(path, Problem::Missing),
+        errno => Unusable::io(path, "examine", errno),
+    })?;
+    if stat.st_uid != own_uid() && stat.st_uid != 0 {
+        return Err(Unusable::new(path, Problem::NotOurs { owner: stat.st_uid, expected: own_uid() }));
+    }
+    let mode = permissions(&stat);
+    if mode & 0o022 != 0 {
+        return Err(Unusable::new(path, Problem::OthersMayWrite { mode }));
+    }
+    let entries = std::fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(|error| Unusable::io(path, "list", error))?;
+    Ok(entries.into_iter().map(|entry| entry.path()).collect())
+}
+
 /// Whom a lock file names as its holder; for messages only.
 pub fn noted_holder(path: &Path) -> Option<u32> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
@@ -487,7 +518,8 @@ impl Temporary {
             let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
             match fcntl::openat(dir.fd.as_fd(), ".", flags, Mode::from_bits_truncate(0o600)) {
                 Ok(fd) if Path::new("/proc/self/fd").exists() => {
-                    return Temporary { file: File::from(fd), name: None, dir: dir.clone_fd()? }.fill(dir, bytes);
+                    return Temporary { file: File::from(fd), name: None, dir: dir.clone_fd()? }
+                        .fill(dir, bytes);
                 }
                 // A file system or a container without O_TMPFILE or without /proc.
                 Ok(_) | Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {}
@@ -498,10 +530,17 @@ impl Temporary {
     }
 
     fn write_named(dir: &Dir, bytes: &[u8]) -> Result<Temporary, Unusable> {
-        let name = format!(".new-{}-{:016x}", std::process::id(), rand::random::<u64>());
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        let fd = fcntl::openat(dir.fd.as_fd(), name.as_str(), flags, Mode::from_bits_truncate(0o600))
-            .map_err(|errno| Unusable::io(&dir.path, "create a file in", errno))?;
+        let (name, fd) = loop {
+            // A process of another pid namespace may have our pid, and the same name in mind.
+            let name = format!(".new-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            match fcntl::openat(dir.fd.as_fd(), name.as_str(), flags, Mode::from_bits_truncate(0o600)) {
+                Ok(fd) => break (name, fd),
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(Unusable::io(&dir.path, "create a file in", errno)),
+            }
+        };
         Temporary { file: File::from(fd), name: Some(name), dir: dir.clone_fd()? }.fill(dir, bytes)
     }
 
@@ -519,9 +558,7 @@ impl Temporary {
     /// Gives the file its name if that is free.
     fn link(&self, dir: &Dir, to: &OsStr) -> nix::Result<()> {
         match &self.name {
-            Some(name) => {
-                unistd::linkat(&dir.fd, name.as_str(), &dir.fd, to, AtFlags::empty())
-            }
+            Some(name) => unistd::linkat(&dir.fd, name.as_str(), &dir.fd, to, AtFlags::empty()),
             None => {
                 let magic = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 unistd::linkat(fcntl::AT_FDCWD, magic.as_str(), &dir.fd, to, AtFlags::AT_SYMLINK_FOLLOW)
@@ -585,7 +622,10 @@ mod tests {
     fn a_directory_that_others_may_write_or_that_is_a_link_or_a_file_is_refused() {
         let (temp, dir) = fixture();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o770)).unwrap();
-        assert!(matches!(Dir::open(dir.path(), own_uid()).unwrap_err().problem, Problem::OthersMayWrite { mode: 0o770 }));
+        assert!(matches!(
+            Dir::open(dir.path(), own_uid()).unwrap_err().problem,
+            Problem::OthersMayWrite { mode: 0o770 }
+        ));
         let link = temp.path().join("link");
         symlink(temp.path().join("a"), &link).unwrap();
         assert!(matches!(Dir::open(&link, own_uid()).unwrap_err().problem, Problem::Link));
@@ -644,7 +684,10 @@ mod tests {
         assert!(matches!(problem_of(dir.read_private("sock", own_uid(), 9)), Problem::NotA { .. }));
         for mode in [0o601, 0o604, 0o620, 0o640, 0o700] {
             std::fs::set_permissions(at("real"), PermissionsExt::from_mode(mode)).unwrap();
-            assert!(matches!(problem_of(dir.read_private("real", own_uid(), 9)), Problem::TooWide { .. }), "{mode:o}");
+            assert!(
+                matches!(problem_of(dir.read_private("real", own_uid(), 9)), Problem::TooWide { .. }),
+                "{mode:o}"
+            );
         }
         std::fs::set_permissions(at("real"), PermissionsExt::from_mode(0o400)).unwrap();
         assert_eq!(dir.read_private("real", own_uid(), 1).unwrap(), b"x");

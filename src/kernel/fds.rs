@@ -92,7 +92,8 @@ pub fn read_inherited(fd: RawFd, limit: usize, timeout_ms: u16) -> Result<Vec<u8
             }
         }
         SFlag::S_IFIFO => {
-            let deadline = std::time::Instant::now() + std::time::Duration::from_millis(u64::from(timeout_ms));
+            let deadline =
+                std::time::Instant::now() + std::time::Duration::from_millis(u64::from(timeout_ms));
             while length < limit {
                 let left = deadline.saturating_duration_since(std::time::Instant::now());
                 let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
@@ -137,11 +138,39 @@ pub(crate) fn close_from(first: RawFd) {
     }
 }
 
+/// Makes a daemon independent of the limits that whoever started it has chosen for itself: soft
+/// limits become the hard ones, no core is ever written, and a file that may not grow is an error
+/// instead of the end. Returns how many descriptors may be open.
+pub fn settle_limits() -> usize {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    /// As the unit's LimitNOFILE=; some systems have no limit, and some code counts up to it.
+    const DESCRIPTORS_MAX: u64 = 524_288;
+    for (resource, most) in [
+        (Resource::RLIMIT_NOFILE, DESCRIPTORS_MAX),
+        (Resource::RLIMIT_FSIZE, u64::MAX),
+        (Resource::RLIMIT_CPU, u64::MAX),
+    ] {
+        if let Ok((soft, hard)) = getrlimit(resource)
+            && soft < hard.min(most)
+        {
+            let _ = setrlimit(resource, hard.min(most), hard);
+        }
+    }
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    // SAFETY: a signal that is ignored runs no code; there are no other threads yet.
+    let _ = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
 /// Whether standard error leads to systemd's journal: `JOURNAL_STREAM` names its device and inode
 /// (systemd.exec(5)), and is inherited by programs whose standard error leads elsewhere.
 pub fn stderr_is_journal(env: crate::place::Env<'_>) -> bool {
     let Some(stream) = env("JOURNAL_STREAM") else { return false };
-    let Some((device, inode)) = stream.to_str().and_then(|stream| stream.split_once(':')) else { return false };
+    let Some((device, inode)) = stream.to_str().and_then(|stream| stream.split_once(':')) else {
+        return false;
+    };
     fstat(std::io::stderr())
         .is_ok_and(|stat| device == stat.st_dev.to_string() && inode == stat.st_ino.to_string())
 }

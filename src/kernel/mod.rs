@@ -1,9 +1,17 @@
 //! The boundary to the kernel: the only rooms besides `init` where libc, nix and `unsafe` are used.
 #![allow(unsafe_code)]
 
+use std::io;
+
 pub mod dir;
 pub mod fds;
 pub mod peer;
 pub mod process;
 pub mod signals;
 pub mod socket;
+
+/// Whether the kernel refused for want of descriptors or memory: true for now, and of nobody in
+/// particular.
+pub fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS))
+}

@@ -26,7 +26,8 @@ impl Pid {
         Pid(std::process::id())
     }
 
-    pub(crate) fn as_raw(self) -> libc::pid_t {
+    #[cfg(target_os = "linux")]
+    fn as_raw(self) -> libc::pid_t {
         // The kernel's largest pid is 2^22 (proc(5), pid_max); anything else is nobody.
         libc::pid_t::try_from(self.0).unwrap_or(0)
     }
@@ -173,22 +174,35 @@ impl Process {
         parent.ok_or_else(|| io::Error::other("/proc/PID/stat has no parent"))
     }
 
-    /// Whether this process is `ancestor` or descends from it.
+    /// Looks at this process and its ancestors, with the number of steps up, until `visit` says
+    /// something; `None` at the top of the pid namespace.
     ///
     /// # Errors
     /// As [`Process::parent`]; `ELOOP` after [`ANCESTRY_MAX`] steps.
-    pub fn is_at_or_below(&self, is_ancestor: impl Fn(&Identity) -> bool) -> io::Result<bool> {
+    pub fn walk_up(
+        &self,
+        visit: &mut dyn FnMut(usize, &Identity) -> Option<bool>,
+    ) -> io::Result<Option<bool>> {
         let mut current = self.try_clone()?;
-        for _ in 0..ANCESTRY_MAX {
-            if is_ancestor(&current.identity()) {
-                return Ok(true);
+        for step in 0..ANCESTRY_MAX {
+            if let Some(found) = visit(step, &current.identity()) {
+                return Ok(Some(found));
             }
             match current.parent()? {
                 Some(parent) => current = parent,
-                None => return Ok(false),
+                None => return Ok(None),
             }
         }
         Err(Errno::ELOOP.into())
+    }
+
+    /// The name that it gives itself (proc(5), comm): for people who read logs, and no proof of
+    /// anything.
+    pub fn name(&self) -> Option<String> {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()?;
+        let name =
+            name.trim_end().chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
+        self.is_alive().then_some(name)
     }
 
     /// Its working directory, if it can be read.
@@ -237,7 +251,8 @@ fn pidfs_inode(pidfd: BorrowedFd<'_>) -> Option<u64> {
     {
         const PID_FS_MAGIC: u32 = 0x5049_4446; // linux/magic.h
         let kind = nix::sys::statfs::fstatfs(pidfd).ok()?.filesystem_type();
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // the type's width differs by platform
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        // the type's width differs by platform
         if kind.0 as u32 != PID_FS_MAGIC {
             return None;
         }
@@ -278,11 +293,10 @@ mod tests {
         let process = Process::open(Pid(child.id())).unwrap();
         assert!(process.is_alive());
         child.kill().unwrap();
-        let mut status: libc::siginfo_t = unsafe { std::mem::zeroed() };
         // Waits for the end without reaping.
-        let waited =
-            unsafe { libc::waitid(libc::P_PID, child.id(), &raw mut status, libc::WEXITED | libc::WNOWAIT) };
-        assert_eq!(waited, 0);
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        let flags = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
+        nix::sys::wait::waitid(nix::sys::wait::Id::Pid(pid), flags).unwrap();
         assert!(!process.is_alive(), "a zombie has ended");
         child.wait().unwrap();
         assert!(!process.is_alive());
@@ -296,9 +310,12 @@ mod tests {
         let own = Process::open(Pid::own()).unwrap();
         let (ours, theirs) = (own.identity(), process.identity());
         assert_eq!(process.parent().unwrap().unwrap().identity(), ours);
-        assert!(process.is_at_or_below(|step| step.is_same(&ours)).unwrap());
-        assert!(process.is_at_or_below(|step| step.is_same(&theirs)).unwrap());
-        assert!(!own.is_at_or_below(|step| step.is_same(&theirs)).unwrap());
+        let finds = |from: &Process, wanted: &Identity| {
+            from.walk_up(&mut |step, process| process.is_same(wanted).then_some(step == 0)).unwrap()
+        };
+        assert_eq!(finds(&process, &ours), Some(false));
+        assert_eq!(finds(&process, &theirs), Some(true));
+        assert_eq!(finds(&own, &theirs), None);
         child.kill().unwrap();
         child.wait().unwrap();
     }

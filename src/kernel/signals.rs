@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, raise, signal, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -21,6 +21,10 @@ const PASSED_ON: [Signal; 6] =
 /// # Errors
 /// If the command cannot be started; `run` tells then whether it was found.
 pub fn keep(command: &mut Command) -> io::Result<ExitStatus> {
+    // Whoever started us may ignore it, and ignoring is inherited: then nobody tells of children that
+    // end, nor how they did (wait(2)).
+    // SAFETY: the default disposition runs no code of ours.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl)? };
     let mut set: SigSet = PASSED_ON.into_iter().collect();
     set.add(Signal::SIGCHLD);
     let mut before = SigSet::empty();
@@ -38,14 +42,31 @@ pub fn keep(command: &mut Command) -> io::Result<ExitStatus> {
     keep_until_end(&child, &mut arrivals)
 }
 
+/// Whether a program could not be started because the file is of no format that the kernel runs, or
+/// because something on the way to it is no directory.
+pub fn is_not_executable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOEXEC | libc::ENOTDIR | libc::EISDIR))
+}
+
+/// Ends this process by SIGINT, as its command was: a shell that runs us in a loop stops the loop only
+/// for a program that died of it.
+pub fn die_of_interrupt() {
+    let only_interrupt: SigSet = std::iter::once(Signal::SIGINT).collect();
+    // SAFETY: the default action replaces whatever handler there was; nothing else runs any more.
+    let set = unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) };
+    if set.is_ok() && raise(Signal::SIGINT).is_ok() {
+        let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&only_interrupt), None);
+    }
+}
+
 fn keep_until_end(child: &Child, arrivals: &mut Arrivals) -> io::Result<ExitStatus> {
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(|_| Errno::ESRCH)?);
     loop {
         if let Some(status) = reap(pid)? {
             return Ok(status);
         }
-        let (signal, is_for_us_alone) = arrivals.next()?;
-        if signal != Signal::SIGCHLD && is_for_us_alone {
+        let (signal, is_passed_on) = arrivals.next(pid)?;
+        if signal != Signal::SIGCHLD && is_passed_on {
             // It may have ended already; the next turn sees that.
             let _ = kill(pid, signal);
         }
@@ -60,7 +81,9 @@ fn reap(main: Pid) -> io::Result<Option<ExitStatus>> {
         let (pid, raw) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) => (pid, code << 8),
             Ok(WaitStatus::Signaled(pid, signal, core)) => (pid, signal as i32 | if core { 0x80 } else { 0 }),
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(ended),
+            Ok(WaitStatus::StillAlive) => return Ok(ended),
+            // The last one is reaped; without the command among them there is nothing to wait for.
+            Err(Errno::ECHILD) if ended.is_some() => return Ok(ended),
             Ok(_) | Err(Errno::EINTR) => continue,
             Err(errno) => return Err(errno.into()),
         };
@@ -70,8 +93,12 @@ fn reap(main: Pid) -> io::Result<Option<ExitStatus>> {
     }
 }
 
-/// Signals as they arrive, with whether they were meant for this process alone: the terminal, and
-/// whoever signals our whole group, reach the command without us.
+/// Signals as they arrive, with whether the command is to get them from us. What the kernel sends
+/// (the terminal's, to the whole group) it has already; so it has what it sent to its own group.
+///
+/// What another process sent is passed on, from our own group too: scripts, and `timeout
+/// --foreground`, live in the group of what they start and signal it by its pid alone. The kernel
+/// does not tell that from a signal to the whole group; then the command gets it twice.
 struct Arrivals {
     #[cfg(target_os = "linux")]
     from: nix::sys::signalfd::SignalFd,
@@ -87,7 +114,7 @@ impl Arrivals {
     }
 
     #[cfg(target_os = "linux")]
-    fn next(&mut self) -> io::Result<(Signal, bool)> {
+    fn next(&mut self, command: Pid) -> io::Result<(Signal, bool)> {
         loop {
             let info = match self.from.read_signal() {
                 Ok(Some(info)) => info,
@@ -97,10 +124,8 @@ impl Arrivals {
             let number = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?;
             let signal = Signal::try_from(number)?;
             let by_a_process = info.ssi_code <= 0;
-            let sender = i32::try_from(info.ssi_pid).unwrap_or(0);
-            // SAFETY: getpgid(2) and getpgrp(2) take and give plain numbers.
-            let from_our_group = sender > 0 && unsafe { libc::getpgid(sender) == libc::getpgrp() };
-            return Ok((signal, by_a_process && !from_our_group));
+            let by_the_command = i32::try_from(info.ssi_pid) == Ok(command.as_raw());
+            return Ok((signal, by_a_process && !by_the_command));
         }
     }
 
@@ -112,7 +137,7 @@ impl Arrivals {
 
     /// Without knowing the sender: the two that a terminal sends are left to it.
     #[cfg(not(target_os = "linux"))]
-    fn next(&mut self) -> io::Result<(Signal, bool)> {
+    fn next(&mut self, _command: Pid) -> io::Result<(Signal, bool)> {
         let signal = self.set.wait()?;
         Ok((signal, !matches!(signal, Signal::SIGINT | Signal::SIGQUIT)))
     }

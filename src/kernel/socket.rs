@@ -35,7 +35,7 @@ pub enum BadSocket {
         owner: u32,
     },
     /// Others could swap it, or have made it.
-    #[error("{path} may be written by others (mode {mode:04o}): chmod it, SocketMode=0600 in the unit", path = path.display())]
+    #[error("{path} may be written by others (mode {mode:04o}): chmod go-w it (a unit's SocketMode= and DirectoryMode= set it)", path = path.display())]
     OthersMayWrite {
         /// The socket, or the directory it lies in.
         path: PathBuf,
@@ -64,6 +64,16 @@ pub enum BadSocket {
         /// The kernel's answer.
         error: io::Error,
     },
+}
+
+impl BadSocket {
+    /// Whether something is there that somebody else may have put there; else there is only no daemon.
+    pub fn is_suspect(&self) -> bool {
+        matches!(
+            self,
+            BadSocket::NotASocket(_) | BadSocket::NotOurs { .. } | BadSocket::OthersMayWrite { .. }
+        )
+    }
 }
 
 /// A socket file that was found to be ours (or root's), held so that a swap of the path between
@@ -101,8 +111,9 @@ impl CheckedSocket {
         let dir = fcntl::open(parent, flags, Mode::empty()).map_err(|errno| failed(errno, full))?;
         let dir_stat = stat::fstat(&dir).map_err(|errno| failed(errno, parent))?;
         #[cfg(target_os = "linux")]
-        let pin = fcntl::openat(&dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(|errno| failed(errno, full))?;
+        let pin =
+            fcntl::openat(&dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(|errno| failed(errno, full))?;
         #[cfg(target_os = "linux")]
         let socket_stat = stat::fstat(&pin).map_err(|errno| failed(errno, full))?;
         #[cfg(not(target_os = "linux"))]
@@ -179,7 +190,7 @@ impl CheckedSocket {
 }
 
 /// Device and inode number, which together name a file.
-#[allow(clippy::cast_sign_loss, clippy::useless_conversion, trivial_numeric_casts)] // dev_t is signed on macOS
+#[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)] // dev_t is signed on macOS
 fn inode_of(stat: &stat::FileStat) -> (u64, u64) {
     (stat.st_dev as u64, stat.st_ino)
 }
@@ -339,7 +350,10 @@ mod tests {
     fn a_socket_that_nobody_listens_on_is_told_from_one_that_is_missing() {
         let (_temp, path) = fixture();
         drop(listen_private(&path).unwrap());
-        assert!(matches!(CheckedSocket::look(&path, own_uid()).unwrap().connect(), Err(BadSocket::Refused(_))));
+        assert!(matches!(
+            CheckedSocket::look(&path, own_uid()).unwrap().connect(),
+            Err(BadSocket::Refused(_))
+        ));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use crate::kernel::process::Identity;
 use crate::secret::random::{self, NoRandomness};
 use crate::secret::token::TokenId;
+use crate::wire::text::is_deceptive;
 use scope::Scopes;
 
 /// Longest name of a session, and of a realm, in bytes.
@@ -65,7 +66,8 @@ impl FromStr for SessionId {
     type Err = NotASessionId;
 
     fn from_str(text: &str) -> Result<SessionId, NotASessionId> {
-        let good = text == OWNER || (text.len() == ID_LENGTH && text.bytes().all(|byte| BASE32.contains(&byte)));
+        let good =
+            text == OWNER || (text.len() == ID_LENGTH && text.bytes().all(|byte| BASE32.contains(&byte)));
         if good { Ok(SessionId(text.to_owned())) } else { Err(NotASessionId) }
     }
 }
@@ -88,24 +90,19 @@ pub struct Name(String);
 
 /// A text that is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a name: expected 1 to {NAME_MAX} bytes without control characters, not beginning or ending in a space")]
+#[error(
+    "not a name: expected 1 to {NAME_MAX} bytes without control characters, not beginning or ending in a space"
+)]
 pub struct NotAName;
 
 impl FromStr for Name {
     type Err = NotAName;
 
     fn from_str(text: &str) -> Result<Name, NotAName> {
-        let good = (1..=NAME_MAX).contains(&text.len())
-            && !text.chars().any(|character| character.is_control() || is_invisible(character))
-            && text.trim() == text;
+        let good =
+            (1..=NAME_MAX).contains(&text.len()) && !text.chars().any(is_deceptive) && text.trim() == text;
         if good { Ok(Name(text.to_owned())) } else { Err(NotAName) }
     }
-}
-
-/// Characters that change how their neighbours are shown (Unicode's bidirectional controls and
-/// separators): a name with one could pose as another.
-fn is_invisible(character: char) -> bool {
-    matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 impl Name {
@@ -252,7 +249,9 @@ mod tests {
             assert_eq!(id.as_str().len(), ID_LENGTH);
             assert_eq!(id.as_str().parse(), Ok(id.clone()));
         }
-        for bad in ["", "Owner", "0123456789abcde", "0123456789abcdefg", "0123456789abcdeU", "0123456789abcdei"] {
+        for bad in
+            ["", "Owner", "0123456789abcde", "0123456789abcdefg", "0123456789abcdeU", "0123456789abcdei"]
+        {
             assert_eq!(bad.parse::<SessionId>(), Err(NotASessionId), "{bad}");
         }
     }

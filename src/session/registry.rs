@@ -3,21 +3,18 @@
 //! Pure but for the walk up the process tree, which the caller passes in. The daemon's own token is
 //! the first session, so there is one way to resolve a token.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
 use super::scope::{Scope, Scopes};
 use super::{Binding, EndReason, Millis, Name, Realm, Session, SessionId};
+use crate::kernel::is_exhausted;
 use crate::kernel::process::Identity;
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
 use crate::wire::auth::Code;
 
-/// Sessions that may live at once, unless configured.
-pub const SESSIONS_MAX: usize = 4096;
-/// Sessions that one user may have at once, unless configured.
-pub const SESSIONS_PER_UID_MAX: usize = 1024;
 /// How long an ended session is remembered, in milliseconds: so long its token is told `revoked`
 /// or `expired` instead of `denied`.
 pub const ENDED_KEPT: Millis = 3_600_000;
@@ -31,12 +28,6 @@ pub struct Capacity {
     pub sessions: usize,
     /// Of one user.
     pub sessions_per_uid: usize,
-}
-
-impl Default for Capacity {
-    fn default() -> Capacity {
-        Capacity { sessions: SESSIONS_MAX, sessions_per_uid: SESSIONS_PER_UID_MAX }
-    }
 }
 
 /// What somebody asks for who wants a new session.
@@ -107,12 +98,17 @@ pub struct NotAdmitted {
     pub session: Option<SessionId>,
 }
 
+/// Looks at one process on the way up, given how many steps it is above the one that came, and says
+/// what follows; `None` goes on.
+pub type Visit<'a> = &'a mut dyn FnMut(usize, &Identity) -> Option<bool>;
+
 /// What the kernel says of the one who comes in with a token.
 pub struct Comer<'a> {
     /// Its user.
     pub uid: u32,
-    /// Whether it is at or below a process that the test accepts; an error if that cannot be known.
-    pub is_at_or_below: &'a dyn Fn(&dyn Fn(&Identity) -> bool) -> io::Result<bool>,
+    /// Walks from the process itself up to the top of the pid namespace, until a visit says
+    /// something; an error if the way cannot be known.
+    pub walk_up: &'a dyn Fn(Visit<'_>) -> io::Result<Option<bool>>,
 }
 
 /// A session let in with a token.
@@ -141,10 +137,13 @@ struct Ended {
     reason: EndReason,
 }
 
-/// Leaders of living sessions, found by whichever mark a process has.
+/// Processes that live and lead, or led, a session: found by whichever mark a process has. A session
+/// that ends before its leader sets nobody free: what runs below the leader is still not the owner.
 #[derive(Debug, Default)]
 struct Leaders {
-    marks: HashMap<Mark, usize>,
+    marks: HashSet<Mark>,
+    /// How many of them have no pid in our pid namespace: a way up may end below one unseen.
+    unseen: usize,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -161,37 +160,45 @@ impl Mark {
 }
 
 impl Leaders {
-    fn add(&mut self, leader: Option<&Identity>) {
-        if let Some(mark) = leader.and_then(Mark::of) {
-            *self.marks.entry(mark).or_default() += 1;
-        }
+    /// Says whether it is new.
+    fn add(&mut self, leader: &Identity) -> bool {
+        let is_new = Mark::of(leader).is_some_and(|mark| self.marks.insert(mark));
+        self.unseen += usize::from(is_new && leader.pid.0 == 0);
+        is_new
     }
 
-    fn remove(&mut self, leader: Option<&Identity>) {
-        let Some(mark) = leader.and_then(Mark::of) else { return };
-        if let Some(count) = self.marks.get_mut(&mark) {
-            *count -= 1;
-            if *count == 0 {
-                self.marks.remove(&mark);
-            }
-        }
+    fn remove(&mut self, leader: &Identity) {
+        let removed = Mark::of(leader).is_some_and(|mark| self.marks.remove(&mark));
+        self.unseen -= usize::from(removed && leader.pid.0 == 0);
     }
 
     fn contains(&self, identity: &Identity) -> bool {
-        Mark::of(identity).is_some_and(|mark| self.marks.contains_key(&mark))
+        Mark::of(identity).is_some_and(|mark| self.marks.contains(&mark))
     }
+}
+
+/// A living session and the tokens that stand for it: the present one last, and at most one before
+/// it that is in its grace.
+#[derive(Debug)]
+struct Living {
+    session: Arc<Session>,
+    tokens: Vec<TokenId>,
 }
 
 /// All sessions.
 #[derive(Debug)]
 pub struct Registry {
     capacity: Capacity,
-    sessions: BTreeMap<SessionId, Arc<Session>>,
+    sessions: BTreeMap<SessionId, Living>,
     children: HashMap<SessionId, HashSet<SessionId>>,
     credentials: HashMap<TokenId, Credential>,
     ended: HashMap<TokenId, Ended>,
     /// Ended tokens by the time they are forgotten, oldest first.
-    forget: BTreeMap<(Millis, TokenId), ()>,
+    forget: BTreeSet<(Millis, TokenId)>,
+    /// Sessions by their expiry.
+    expiries: BTreeSet<(Millis, SessionId)>,
+    /// Rotated tokens by the end of their grace.
+    graces: BTreeSet<(Millis, TokenId)>,
     per_uid: HashMap<u32, usize>,
     leaders: Leaders,
 }
@@ -218,10 +225,15 @@ impl Registry {
         Registry {
             capacity,
             credentials: HashMap::from([(session.token_id, credential)]),
-            sessions: BTreeMap::from([(session.id.clone(), Arc::new(session))]),
+            sessions: BTreeMap::from([(
+                session.id.clone(),
+                Living { tokens: vec![session.token_id], session: Arc::new(session) },
+            )]),
             children: HashMap::new(),
             ended: HashMap::new(),
-            forget: BTreeMap::new(),
+            forget: BTreeSet::new(),
+            expiries: BTreeSet::new(),
+            graces: BTreeSet::new(),
             per_uid: HashMap::new(),
             leaders: Leaders::default(),
         }
@@ -266,7 +278,7 @@ impl Registry {
                 None => refuse(Code::Denied, None, "the session was forgotten meanwhile".into()),
             };
         };
-        let Some(session) = self.sessions.get(&credential.session) else {
+        let Some(Living { session, .. }) = self.sessions.get(&credential.session) else {
             return refuse(Code::Denied, None, "the token stands for no session".into());
         };
         let id = Some(&session.id);
@@ -284,21 +296,38 @@ impl Registry {
         let (bound, words) = if session.is_owner() {
             (self.owner_is_outside(comer), "the owner's token was used at or below a session's leader")
         } else {
-            (Self::is_bound(session, comer), "the process is neither the session's leader nor below it")
+            (
+                self.is_bound(session, comer),
+                "the process is neither the session's leader nor below it, or another leader is in between",
+            )
         };
         match bound {
             Ok(true) => Ok(Admitted { session: session.clone(), until: credential.until, token_id }),
             Ok(false) => refuse(Code::Binding, id, words.into()),
+            // That the process table cannot be read now says nothing of the process.
+            Err(error) if is_exhausted(&error) => {
+                refuse(Code::Busy, id, format!("the process's parents cannot be looked at now: {error}"))
+            }
             Err(error) => refuse(Code::Binding, id, format!("{words}, or that cannot be known: {error}")),
         }
     }
 
-    fn is_bound(session: &Session, comer: &Comer<'_>) -> io::Result<bool> {
-        match (session.binding, &session.leader) {
-            (Binding::Uid, _) => Ok(true),
-            (Binding::Tree, Some(leader)) => (comer.is_at_or_below)(&|step| step.is_same(leader)),
-            (Binding::Tree, None) => Ok(false),
-        }
+    /// Whether a process is at or below the session's leader, with no other leader on the way: below
+    /// one, another session's token is what counts, which may be narrower. A process that leads a
+    /// session itself is not bound by that one.
+    fn is_bound(&self, session: &Session, comer: &Comer<'_>) -> io::Result<bool> {
+        let leader = match (session.binding, &session.leader) {
+            (Binding::Uid, _) => return Ok(true),
+            (Binding::Tree, Some(leader)) => leader,
+            (Binding::Tree, None) => return Ok(false),
+        };
+        let found = (comer.walk_up)(&mut |step, process| {
+            if process.is_same(leader) {
+                return Some(true);
+            }
+            (step > 0 && self.leaders.contains(process)).then_some(false)
+        });
+        Ok(found?.unwrap_or(false))
     }
 
     /// Who runs inside a session must not be the owner, although it can read the owner's file.
@@ -307,10 +336,19 @@ impl Registry {
         if self.leaders.marks.is_empty() || !cfg!(target_os = "linux") {
             return Ok(true);
         }
-        (comer.is_at_or_below)(&|step| self.leaders.contains(step)).map(|below| !below)
+        let mut top = 0;
+        let found = (comer.walk_up)(&mut |_, process| {
+            top = process.pid.0;
+            self.leaders.contains(process).then_some(false)
+        });
+        // A way up that does not end at process 1 ended at a process that was moved into our pid
+        // namespace: what is above it cannot be seen, and may be a leader that cannot be either.
+        const INIT: u32 = 1;
+        Ok(found?.unwrap_or(top == INIT || self.leaders.unseen == 0))
     }
 
-    /// Makes a session below the one that asks.
+    /// Makes a session below the one that asks. Says too whether its leader is a new one: then it must
+    /// be watched, and its end told by [`Registry::end_leader`].
     ///
     /// # Errors
     /// [`NotMade`]; nothing has changed then.
@@ -320,8 +358,8 @@ impl Registry {
         maker: Maker,
         new: NewSession,
         now: Millis,
-    ) -> Result<Arc<Session>, NotMade> {
-        let parent = self.sessions.get(&asker.session.id).ok_or(NotMade::ParentEnded)?.clone();
+    ) -> Result<(Arc<Session>, bool), NotMade> {
+        let parent = self.sessions.get(&asker.session.id).ok_or(NotMade::ParentEnded)?.session.clone();
         if self.credentials.get(&asker.token_id).is_none_or(|credential| credential.until.is_some()) {
             return Err(NotMade::Rotated);
         }
@@ -337,7 +375,9 @@ impl Registry {
         if self.sessions.len() > self.capacity.sessions {
             return Err(NotMade::Full(self.capacity.sessions));
         }
-        if self.per_uid.get(&maker.uid).is_some_and(|count| *count >= self.capacity.sessions_per_uid) {
+        // The kernel's word; root may come in for a user and stays that user's guest.
+        let uid = if maker.uid == 0 { parent.uid } else { maker.uid };
+        if self.per_uid.get(&uid).is_some_and(|count| *count >= self.capacity.sessions_per_uid) {
             return Err(NotMade::FullForUid(self.capacity.sessions_per_uid));
         }
         let token_id = new.verifier.id();
@@ -345,12 +385,17 @@ impl Registry {
             return Err(NotMade::TokenTaken);
         }
         let own_end = new.ttl.map(|ttl| now.saturating_add(ttl));
+        let id = loop {
+            let id = SessionId::generate(now).map_err(|_| NotMade::NoRandomness)?;
+            if !self.sessions.contains_key(&id) {
+                break id;
+            }
+        };
         let session = Arc::new(Session {
-            id: SessionId::generate(now).map_err(|_| NotMade::NoRandomness)?,
+            id,
             name: new.name,
             realm,
-            // The kernel's word; root may come in for a user and stays that user's guest.
-            uid: if maker.uid == 0 { parent.uid } else { maker.uid },
+            uid,
             leader: Some(maker.leader),
             cwd: maker.cwd,
             parent: Some(parent.id.clone()),
@@ -362,11 +407,14 @@ impl Registry {
         });
         let credential = Credential { verifier: new.verifier, session: session.id.clone(), until: None };
         self.credentials.insert(token_id, credential);
-        self.leaders.add(session.leader.as_ref());
+        let is_new_leader = self.leaders.add(&maker.leader);
         *self.per_uid.entry(session.uid).or_default() += 1;
         self.children.entry(parent.id.clone()).or_default().insert(session.id.clone());
-        self.sessions.insert(session.id.clone(), session.clone());
-        Ok(session)
+        if let Some(expires) = session.expires {
+            self.expiries.insert((expires, session.id.clone()));
+        }
+        self.sessions.insert(session.id.clone(), Living { session: session.clone(), tokens: vec![token_id] });
+        Ok((session, is_new_leader))
     }
 
     /// Ends a session and all that came from it, leaves first. Ending what has ended is nothing.
@@ -394,9 +442,11 @@ impl Registry {
             next += 1;
         }
         for ending in order.into_iter().rev() {
-            let Some(session) = self.sessions.remove(&ending) else { continue };
+            let Some(Living { session, tokens }) = self.sessions.remove(&ending) else { continue };
             let reason = if ending == *id { reason.clone() } else { EndReason::ParentEnded };
-            self.leaders.remove(session.leader.as_ref());
+            if let Some(expires) = session.expires {
+                self.expiries.remove(&(expires, ending.clone()));
+            }
             if let Some(siblings) = session.parent.as_ref().and_then(|parent| self.children.get_mut(parent)) {
                 siblings.remove(&ending);
             }
@@ -406,27 +456,39 @@ impl Registry {
                     self.per_uid.remove(&session.uid);
                 }
             }
-            let tokens: Vec<TokenId> = self
-                .credentials
-                .iter()
-                .filter(|(_, credential)| credential.session == ending)
-                .map(|(token_id, _)| *token_id)
-                .collect();
             for token_id in tokens {
-                if let Some(credential) = self.credentials.remove(&token_id) {
-                    let gone = Ended { verifier: credential.verifier, id: ending.clone(), reason: reason.clone() };
-                    self.ended.insert(token_id, gone);
-                    self.forget.insert((now.saturating_add(ENDED_KEPT), token_id), ());
-                }
+                self.retire_token(token_id, reason.clone(), now);
             }
             ended.push((session, reason));
         }
         self.forget_ended(now);
     }
 
+    /// Notes that a leader's process has ended: ends the sessions that it led, and forgets it.
+    pub fn end_leader(&mut self, leader: &Identity, now: Millis) -> Vec<(Arc<Session>, EndReason)> {
+        let led = |living: &&Living| living.session.leader.is_some_and(|its| its.is_same(leader));
+        let led: Vec<SessionId> =
+            self.sessions.values().filter(led).map(|living| living.session.id.clone()).collect();
+        let ended = led.iter().flat_map(|id| self.end(id, EndReason::LeaderExited, now)).collect();
+        self.leaders.remove(leader);
+        ended
+    }
+
+    /// Takes a token's power and remembers for a while that it had some.
+    fn retire_token(&mut self, token_id: TokenId, reason: EndReason, now: Millis) {
+        let Some(Credential { verifier, session, until }) = self.credentials.remove(&token_id) else {
+            return;
+        };
+        if let Some(until) = until {
+            self.graces.remove(&(until, token_id));
+        }
+        self.ended.insert(token_id, Ended { verifier, id: session, reason });
+        self.forget.insert((now.saturating_add(ENDED_KEPT), token_id));
+    }
+
     /// Forgets what ended long ago, and the oldest of what is more than fits.
     pub fn forget_ended(&mut self, now: Millis) {
-        while let Some(((when, token_id), ())) = self.forget.first_key_value().map(|(key, ())| (*key, ())) {
+        while let Some((when, token_id)) = self.forget.first().copied() {
             if when > now && self.ended.len() <= self.capacity.sessions {
                 break;
             }
@@ -454,47 +516,58 @@ impl Registry {
         if self.verifier(token_id).is_some() {
             return Err(NotMade::TokenTaken);
         }
-        let session = self.sessions.get(id).ok_or(NotMade::ParentEnded)?;
-        let rotated = Arc::new(Session { token_id, ..Session::clone(session) });
-        for credential in self.credentials.values_mut().filter(|credential| credential.session == *id) {
-            let until = now.saturating_add(grace);
-            credential.until = Some(credential.until.map_or(until, |earlier| earlier.min(until)));
+        let living = self.sessions.get_mut(id).ok_or(NotMade::ParentEnded)?;
+        let session = Arc::new(Session { token_id, ..Session::clone(&living.session) });
+        living.session = session.clone();
+        // One token is in its grace at most: what was rotated before is worth nothing now.
+        let before = living.tokens.pop();
+        let earlier = std::mem::replace(&mut living.tokens, before.into_iter().chain([token_id]).collect());
+        for token_id in earlier {
+            self.retire_token(token_id, EndReason::Revoked, now);
+        }
+        let until = now.saturating_add(grace);
+        if let Some((before, credential)) = before.and_then(|id| Some((id, self.credentials.get_mut(&id)?))) {
+            credential.until = Some(until);
+            self.graces.insert((until, before));
         }
         self.credentials.insert(token_id, Credential { verifier, session: id.clone(), until: None });
-        self.sessions.insert(id.clone(), rotated.clone());
-        Ok(rotated)
+        self.forget_ended(now);
+        Ok(session)
     }
 
     /// Drops rotated tokens whose grace is over; their holders hear `revoked` for a while.
     pub fn end_graces(&mut self, now: Millis) {
-        let over: Vec<TokenId> = self
-            .credentials
-            .iter()
-            .filter(|(_, credential)| credential.until.is_some_and(|until| now >= until))
-            .map(|(token_id, _)| *token_id)
-            .collect();
-        for token_id in over {
-            if let Some(Credential { verifier, session, .. }) = self.credentials.remove(&token_id) {
-                self.ended.insert(token_id, Ended { verifier, id: session, reason: EndReason::Revoked });
-                self.forget.insert((now.saturating_add(ENDED_KEPT), token_id), ());
+        while let Some((until, token_id)) = self.graces.first().copied().filter(|(until, _)| *until <= now) {
+            self.graces.remove(&(until, token_id));
+            let session = self.credentials.get(&token_id).map(|credential| credential.session.clone());
+            if let Some(living) = session.and_then(|id| self.sessions.get_mut(&id)) {
+                living.tokens.retain(|kept| *kept != token_id);
             }
+            self.retire_token(token_id, EndReason::Revoked, now);
         }
         self.forget_ended(now);
     }
 
     /// A living session.
     pub fn get(&self, id: &SessionId) -> Option<&Arc<Session>> {
-        self.sessions.get(id)
+        self.sessions.get(id).map(|living| &living.session)
     }
 
-    /// Living sessions, the oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Session>> {
-        self.sessions.values()
+    /// Living sessions by their ids, which is by age, the owner's last; those after `after` only.
+    pub fn iter_after(&self, after: Option<&SessionId>) -> impl Iterator<Item = &Arc<Session>> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.sessions.range::<SessionId, _>((from, Bound::Unbounded)).map(|(_, living)| &living.session)
     }
 
     /// How many sessions live, the owner's not counted.
     pub fn len(&self) -> usize {
         self.sessions.len() - 1
+    }
+
+    /// How many processes live that lead a session, or led one.
+    pub fn leaders(&self) -> usize {
+        self.leaders.marks.len()
     }
 
     /// Whether the owner is alone.
@@ -512,22 +585,21 @@ impl Registry {
             if *id == asker.id {
                 return true;
             }
-            current = self.sessions.get(id).and_then(|session| session.parent.as_ref());
+            current = self.sessions.get(id).and_then(|living| living.session.parent.as_ref());
         }
         false
     }
 
     /// The earliest moment at which a session expires or a rotated token's grace ends.
     pub fn next_deadline(&self) -> Option<Millis> {
-        let expiries = self.sessions.values().filter_map(|session| session.expires);
-        let graces = self.credentials.values().filter_map(|credential| credential.until);
-        expiries.chain(graces).min()
+        let expiry = self.expiries.first().map(|(when, _)| *when);
+        let grace = self.graces.first().map(|(when, _)| *when);
+        expiry.into_iter().chain(grace).min()
     }
 
     /// Sessions whose time is up.
     pub fn expired(&self, now: Millis) -> Vec<SessionId> {
-        let over = |session: &&Arc<Session>| session.expires.is_some_and(|expires| now >= expires);
-        self.sessions.values().filter(over).map(|session| session.id.clone()).collect()
+        self.expiries.iter().take_while(|(when, _)| *when <= now).map(|(_, id)| id.clone()).collect()
     }
 }
 
@@ -551,13 +623,16 @@ mod tests {
     fn fixture() -> (Registry, TokenId) {
         let owner = verifier();
         let token_id = owner.id();
-        (Registry::new(UID, owner, NOW, Capacity::default()), token_id)
+        (Registry::new(UID, owner, NOW, Capacity { sessions: 100, sessions_per_uid: 100 }), token_id)
+    }
+
+    fn climb(chain: &[u32], visit: Visit<'_>) -> Option<bool> {
+        chain.iter().enumerate().find_map(|(step, pid)| visit(step, &process(*pid)))
     }
 
     /// Comes in as a process whose ancestors, itself first, are `chain`.
     fn come(registry: &Registry, token: TokenId, uid: u32, chain: &[u32]) -> Result<Admitted, NotAdmitted> {
-        let walk = |test: &dyn Fn(&Identity) -> bool| Ok(chain.iter().any(|pid| test(&process(*pid))));
-        registry.admit(token, &Comer { uid, is_at_or_below: &walk }, NOW)
+        registry.admit(token, &Comer { uid, walk_up: &|visit| Ok(climb(chain, visit)) }, NOW)
     }
 
     fn ask(name: &str) -> NewSession {
@@ -583,7 +658,7 @@ mod tests {
     fn a_tree_session_is_good_at_and_below_its_leader_only() {
         let (mut registry, owner) = fixture();
         let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let session = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
+        let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
         assert!(come(&registry, session.token_id, UID, &[5, 1]).is_ok());
         assert!(come(&registry, session.token_id, UID, &[9, 7, 5, 1]).is_ok());
         assert_eq!(code(come(&registry, session.token_id, UID, &[6, 1])), Code::Binding);
@@ -594,7 +669,7 @@ mod tests {
     fn a_uid_session_is_good_everywhere_for_its_user_and_for_no_other() {
         let (mut registry, owner) = fixture();
         let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let session =
+        let (session, _) =
             registry.create(&asker, maker(5), NewSession { binding: Binding::Uid, ..ask("a") }, NOW).unwrap();
         assert!(come(&registry, session.token_id, UID, &[6, 1]).is_ok());
         assert_eq!(code(come(&registry, session.token_id, UID + 1, &[6, 1])), Code::Binding);
@@ -604,21 +679,78 @@ mod tests {
     fn the_owner_s_token_is_refused_at_or_below_a_living_leader() {
         let (mut registry, owner) = fixture();
         let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let session = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
+        let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
         assert_eq!(code(come(&registry, owner, UID, &[5, 1])), Code::Binding);
         assert_eq!(code(come(&registry, owner, UID, &[8, 5, 1])), Code::Binding);
         assert!(come(&registry, owner, UID, &[8, 1]).is_ok());
-        registry.end(&session.id, EndReason::LeaderExited, NOW);
+        // A session that ends before its leader sets nobody free.
+        registry.end(&session.id, EndReason::Revoked, NOW);
+        assert_eq!(code(come(&registry, owner, UID, &[8, 5, 1])), Code::Binding);
+        assert!(registry.end_leader(&process(5), NOW).is_empty());
         assert!(come(&registry, owner, UID, &[8, 5, 1]).is_ok());
+    }
+
+    #[test]
+    fn below_an_inner_leader_the_outer_session_s_token_is_worth_nothing() {
+        let (mut registry, owner) = fixture();
+        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
+        let (outer, _) = registry.create(&asker, maker(5), ask("outer"), NOW).unwrap();
+        let asker = come(&registry, outer.token_id, UID, &[6, 5, 1]).unwrap();
+        let narrow = NewSession { scopes: Vec::new(), ..ask("inner") };
+        let (inner, _) = registry.create(&asker, maker(6), narrow, NOW).unwrap();
+        assert!(come(&registry, inner.token_id, UID, &[7, 6, 5, 1]).is_ok());
+        assert_eq!(code(come(&registry, outer.token_id, UID, &[7, 6, 5, 1])), Code::Binding);
+        assert!(
+            come(&registry, outer.token_id, UID, &[6, 5, 1]).is_ok(),
+            "who leads a session keeps its own"
+        );
+        assert!(come(&registry, outer.token_id, UID, &[8, 5, 1]).is_ok());
+        registry.end(&inner.id, EndReason::Revoked, NOW);
+        assert_eq!(code(come(&registry, outer.token_id, UID, &[7, 6, 5, 1])), Code::Binding);
+    }
+
+    #[test]
+    fn a_leader_ends_all_that_it_led() {
+        let (mut registry, owner) = fixture();
+        let asker = come(&registry, owner, UID, &[9]).unwrap();
+        let news: Vec<bool> =
+            ["a", "b"].map(|name| registry.create(&asker, maker(5), ask(name), NOW).unwrap().1).into();
+        assert_eq!(news, [true, false], "one watch is enough");
+        registry.create(&asker, maker(6), ask("c"), NOW).unwrap();
+        assert_eq!(registry.end_leader(&process(5), NOW).len(), 2);
+        assert_eq!(registry.len(), 1);
+    }
+
+    #[test]
+    fn a_way_up_that_ends_nowhere_is_not_outside_of_a_leader_that_cannot_be_seen() {
+        let (mut registry, owner) = fixture();
+        let asker = come(&registry, owner, UID, &[9, 1]).unwrap();
+        let unseen = Maker { leader: Identity { pid: Pid(0), pidfs: Some(77), start: None }, ..maker(9) };
+        registry.create(&asker, unseen, ask("a"), NOW).unwrap();
+        assert_eq!(code(come(&registry, owner, UID, &[8])), Code::Binding);
+        assert!(come(&registry, owner, UID, &[8, 1]).is_ok());
+    }
+
+    #[test]
+    fn however_often_a_token_is_rotated_two_are_kept() {
+        let (mut registry, owner) = fixture();
+        let mut asker = come(&registry, owner, UID, &[9]).unwrap();
+        for _ in 0..500 {
+            let fresh = verifier();
+            let id = fresh.id();
+            registry.rotate(&asker, &SessionId::owner(), fresh, 1_000_000, NOW).unwrap();
+            asker = come(&registry, id, UID, &[9]).unwrap();
+            assert!(registry.credentials.len() <= 2 && registry.graces.len() <= 1);
+        }
+        assert!(registry.ended.len() <= 101 && registry.forget.len() <= 101, "{}", registry.ended.len());
     }
 
     #[test]
     fn when_the_tree_cannot_be_walked_nobody_is_let_in_on_it() {
         let (mut registry, owner) = fixture();
         let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let session = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
-        let broken = |_: &dyn Fn(&Identity) -> bool| Err(io::Error::other("no /proc"));
-        let comer = Comer { uid: UID, is_at_or_below: &broken };
+        let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
+        let comer = Comer { uid: UID, walk_up: &|_| Err(io::Error::other("no /proc")) };
         assert_eq!(code(registry.admit(session.token_id, &comer, NOW)), Code::Binding);
         assert_eq!(code(registry.admit(owner, &comer, NOW)), Code::Binding);
     }
@@ -627,13 +759,14 @@ mod tests {
     fn an_ended_session_takes_its_descendants_with_it_leaves_first() {
         let (mut registry, owner) = fixture();
         let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let parent = registry.create(&asker, maker(5), ask("parent"), NOW).unwrap();
+        let (parent, _) = registry.create(&asker, maker(5), ask("parent"), NOW).unwrap();
         let asker = come(&registry, parent.token_id, UID, &[6, 5]).unwrap();
-        let child = registry.create(&asker, maker(6), ask("child"), NOW).unwrap();
+        let (child, _) = registry.create(&asker, maker(6), ask("child"), NOW).unwrap();
         let asker = come(&registry, child.token_id, UID, &[7, 6, 5]).unwrap();
-        let leaf = registry.create(&asker, maker(7), ask("leaf"), NOW).unwrap();
+        let (leaf, _) = registry.create(&asker, maker(7), ask("leaf"), NOW).unwrap();
         let ended = registry.end(&parent.id, EndReason::Revoked, NOW);
-        let names: Vec<_> = ended.iter().map(|(session, reason)| (session.name.as_str(), reason.as_str())).collect();
+        let names: Vec<_> =
+            ended.iter().map(|(session, reason)| (session.name.as_str(), reason.as_str())).collect();
         assert_eq!(names, [("leaf", "parent_ended"), ("child", "parent_ended"), ("parent", "revoked")]);
         assert!(registry.is_empty());
         assert_eq!(code(come(&registry, leaf.token_id, UID, &[7])), Code::Revoked);
@@ -650,10 +783,10 @@ mod tests {
         let (mut registry, owner) = fixture();
         let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
         let wish = NewSession { ttl: Some(100), realm: Some("r".parse().unwrap()), ..ask("parent") };
-        let parent = registry.create(&asker, maker(5), wish, NOW).unwrap();
+        let (parent, _) = registry.create(&asker, maker(5), wish, NOW).unwrap();
         let asker = come(&registry, parent.token_id, UID, &[6, 5]).unwrap();
         let wish = NewSession { ttl: Some(1000), scopes: vec![Scope::All], ..ask("child") };
-        let child = registry.create(&asker, maker(6), wish, NOW).unwrap();
+        let (child, _) = registry.create(&asker, maker(6), wish, NOW).unwrap();
         assert_eq!(child.expires, Some(NOW + 100));
         assert_eq!(child.realm, parent.realm);
         assert!(child.scopes.iter().all(|scope| parent.scopes.permits(scope)));
@@ -670,10 +803,10 @@ mod tests {
     fn sessions_reach_themselves_and_their_descendants_only() {
         let (mut registry, owner) = fixture();
         let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let one = registry.create(&asker, maker(5), ask("one"), NOW).unwrap();
-        let two = registry.create(&asker, maker(8), ask("two"), NOW).unwrap();
+        let (one, _) = registry.create(&asker, maker(5), ask("one"), NOW).unwrap();
+        let (two, _) = registry.create(&asker, maker(8), ask("two"), NOW).unwrap();
         let asker = come(&registry, one.token_id, UID, &[6, 5]).unwrap();
-        let child = registry.create(&asker, maker(6), ask("child"), NOW).unwrap();
+        let (child, _) = registry.create(&asker, maker(6), ask("child"), NOW).unwrap();
         assert!(registry.reaches(&one, &one.id) && registry.reaches(&one, &child.id));
         assert!(!registry.reaches(&one, &two.id) && !registry.reaches(&child, &one.id));
         assert!(!registry.reaches(&one, &SessionId::owner()));
@@ -694,7 +827,7 @@ mod tests {
         }
         assert_eq!(registry.create(&asker, maker(7), ask("a"), NOW).unwrap_err(), NotMade::FullForUid(2));
         let other = Maker { uid: UID + 1, ..maker(8) };
-        let last = registry.create(&asker, other.clone(), ask("a"), NOW).unwrap();
+        let (last, _) = registry.create(&asker, other.clone(), ask("a"), NOW).unwrap();
         assert_eq!(registry.create(&asker, other.clone(), ask("a"), NOW).unwrap_err(), NotMade::Full(3));
         registry.end(&last.id, EndReason::Revoked, NOW);
         assert!(registry.create(&asker, other, ask("a"), NOW).is_ok());
@@ -705,9 +838,8 @@ mod tests {
         let (mut registry, owner) = fixture();
         let asker = come(&registry, owner, UID, &[99]).unwrap();
         let wish = NewSession { ttl: Some(100), ..ask("a") };
-        let session = registry.create(&asker, maker(5), wish, NOW).unwrap();
-        let walk = |_: &dyn Fn(&Identity) -> bool| Ok(true);
-        let comer = Comer { uid: UID, is_at_or_below: &walk };
+        let (session, _) = registry.create(&asker, maker(5), wish, NOW).unwrap();
+        let comer = Comer { uid: UID, walk_up: &|visit| Ok(climb(&[5, 1], visit)) };
         assert!(registry.admit(session.token_id, &comer, NOW + 99).is_ok());
         assert_eq!(code(registry.admit(session.token_id, &comer, NOW + 100)), Code::Expired);
         assert_eq!(registry.next_deadline(), Some(NOW + 100));

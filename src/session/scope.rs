@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 /// Longest scope in bytes.
 pub const SCOPE_MAX: usize = 256;
+/// Most bytes of all scopes of one session, as they were asked for.
+pub const SCOPE_BYTES_MAX: usize = 4096;
 /// Most scopes of one session.
 pub const SCOPES_MAX: usize = 64;
 
@@ -64,7 +66,9 @@ const KINDS: [(&str, Kind); 4] = [
 
 /// A text that is no scope.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown scope {0:?}; known are session:self, session:create, events:publish:SUBJECT, events:subscribe:SUBJECT, service:NAME, serve:NAME, verify, metrics, daemon:manage")]
+#[error(
+    "unknown scope {0:?}; known are session:self, session:create, events:publish:SUBJECT, events:subscribe:SUBJECT, service:NAME, serve:NAME, verify, metrics, daemon:manage"
+)]
 pub struct UnknownScope(String);
 
 impl FromStr for Scope {
@@ -216,8 +220,16 @@ mod tests {
     #[test]
     fn scopes_are_read_and_written_alike() {
         for text in [
-            ">", "session:self", "session:create", "daemon:manage", "metrics", "verify", "events:publish:build.>",
-            "events:subscribe:*.x", "service:docker", "serve:docker",
+            ">",
+            "session:self",
+            "session:create",
+            "daemon:manage",
+            "metrics",
+            "verify",
+            "events:publish:build.>",
+            "events:subscribe:*.x",
+            "service:docker",
+            "serve:docker",
         ] {
             assert_eq!(scope(text).to_string(), text);
         }
@@ -227,9 +239,21 @@ mod tests {
     fn unknown_scopes_are_refused() {
         let long = format!("service:{}", "a".repeat(SCOPE_MAX));
         for bad in [
-            "", "session", "session:*", "session:others", "events:publish:", "events:publish:a..b",
-            "events:publish:>.a", "events:publish:a b", "events:publish:a*", "service:", "service:A", "service:*",
-            "all", ">>", &long,
+            "",
+            "session",
+            "session:*",
+            "session:others",
+            "events:publish:",
+            "events:publish:a..b",
+            "events:publish:>.a",
+            "events:publish:a b",
+            "events:publish:a*",
+            "service:",
+            "service:A",
+            "service:*",
+            "all",
+            ">>",
+            &long,
         ] {
             assert!(bad.parse::<Scope>().is_err(), "{bad}");
         }
@@ -266,7 +290,9 @@ mod tests {
     fn a_child_never_has_more_than_its_parent() {
         let parent = Scopes(vec![scope("events:publish:build.>"), scope("service:docker")]);
         let asked: Vec<_> =
-            ["events:publish:>", "events:subscribe:>", "service:docker", "service:podman", ">"].map(scope).into();
+            ["events:publish:>", "events:subscribe:>", "service:docker", "service:podman", ">"]
+                .map(scope)
+                .into();
         let child = parent.narrowed_to(&asked);
         let words: Vec<_> = child.iter().map(ToString::to_string).collect();
         assert_eq!(words, ["session:self", "events:publish:build.>", "service:docker"]);

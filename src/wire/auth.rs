@@ -155,11 +155,18 @@ fn describe(error: &serde_json::Error) -> String {
     format!("{kind} (at byte {})", error.column())
 }
 
+/// The line as text: JSON is UTF-8 (RFC 8259, section 8.1), also in fields that are not looked at.
+fn text_of(line: &[u8]) -> Result<&str, Misread> {
+    std::str::from_utf8(line)
+        .map_err(|error| malformed(format!("not UTF-8 (at byte {})", error.valid_up_to() + 1)))
+}
+
 fn client_line(line: &[u8]) -> Result<ClientLine<'_>, Misread> {
-    let message: ClientLine<'_> = match serde_json::from_slice(line) {
+    let line = text_of(line)?;
+    let message: ClientLine<'_> = match serde_json::from_str(line) {
         Ok(message) => message,
         // A later version may have other fields: what it says of itself counts first.
-        Err(error) => match serde_json::from_slice(line) {
+        Err(error) => match serde_json::from_str(line) {
             Ok(AnyVersion { v: Some(v) }) if !VERSIONS.contains(&v) => return Err(Misread::Version(v)),
             _ => return Err(malformed(describe(&error))),
         },
@@ -174,7 +181,9 @@ fn client_line(line: &[u8]) -> Result<ClientLine<'_>, Misread> {
 /// Whether a service's name is one: 1 to 64 of lower-case letters, digits, `.`, `_`, `-`.
 pub fn is_service_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte))
 }
 
 /// Reads a client's first line, without its newline.
@@ -209,6 +218,15 @@ pub fn read_opening(line: &[u8]) -> Result<Opening, Misread> {
         service: service.to_owned(),
         wants_start: message.want.contains(&"start"),
     }))
+}
+
+/// Whether a line is one of this handshake, wherever it comes.
+pub fn is_auth(line: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Typed<'a> {
+        r#type: &'a str,
+    }
+    serde_json::from_slice::<Typed<'_>>(line).is_ok_and(|message| message.r#type == "auth")
 }
 
 /// Reads a client's proof.
@@ -443,7 +461,7 @@ impl Answer {
     /// # Errors
     /// [`Misread`].
     pub fn read(line: &[u8]) -> Result<Answer, Misread> {
-        match serde_json::from_slice(line).map_err(|error| malformed(describe(&error)))? {
+        match serde_json::from_str(text_of(line)?).map_err(|error| malformed(describe(&error)))? {
             ServerLine::Challenge(challenge) => Ok(Answer::Challenge(challenge)),
             ServerLine::AuthResult { success: true, session: Some(session), error: None } => {
                 Ok(Answer::Accepted(session))
@@ -492,19 +510,39 @@ mod tests {
     fn whatever_else_comes_first_is_one_error() {
         let deep = format!(r#"{{"type":"auth","x":{}}}"#, "[".repeat(2000));
         let twice = format!(r#"{{"type":"auth","token":"{NONCE}","token":"{NONCE}"}}"#);
-        let both = format!(r#"{{"type":"auth","v":1,"token":"{NONCE}","token_id":"0123456789abcdef","nonce":"{NONCE}"}}"#);
+        let both = format!(
+            r#"{{"type":"auth","v":1,"token":"{NONCE}","token_id":"0123456789abcdef","nonce":"{NONCE}"}}"#
+        );
         let upper = format!(
             r#"{{"type":"auth","v":1,"token_id":"0123456789abcdef","nonce":"{}"}}"#,
             NONCE.to_uppercase()
         );
         let early = format!(r#"{{"type":"auth","proof":"{NONCE}"}}"#);
         for bad in [
-            "", "{", "{}", "[]", "null", "7", "\"auth\"", "{\"type\":\"auth\"}", "{\"type\":7}",
-            r#"{"type":"ping"}"#, r#"{"jsonrpc":"2.0","method":"ping","id":1}"#,
-            r#"{"type":"auth","token":"short"}"#, r#"{"type":"auth","token":7}"#, r#"{"type":"auth","token":null}"#,
-            r#"{"type":"auth","token":["a"]}"#, "{\"type\":\"auth\",\"token\":\"\u{0}\"}",
+            "",
+            "{",
+            "{}",
+            "[]",
+            "null",
+            "7",
+            "\"auth\"",
+            "{\"type\":\"auth\"}",
+            "{\"type\":7}",
+            r#"{"type":"ping"}"#,
+            r#"{"jsonrpc":"2.0","method":"ping","id":1}"#,
+            r#"{"type":"auth","token":"short"}"#,
+            r#"{"type":"auth","token":7}"#,
+            r#"{"type":"auth","token":null}"#,
+            r#"{"type":"auth","token":["a"]}"#,
+            "{\"type\":\"auth\",\"token\":\"\u{0}\"}",
             r#"{"type":"auth","v":1,"token_id":"0123456789abcdef","nonce":"00"}"#,
-            r#"{"type":"auth","v":"1"}"#, r#"{"type":"auth","v":-1}"#, &deep, &twice, &both, &upper, &early,
+            r#"{"type":"auth","v":"1"}"#,
+            r#"{"type":"auth","v":-1}"#,
+            &deep,
+            &twice,
+            &both,
+            &upper,
+            &early,
         ] {
             assert!(matches!(opening(bad), Err(Misread::Malformed(_))), "{bad}");
         }
@@ -513,7 +551,9 @@ mod tests {
 
     #[test]
     fn another_version_is_told_as_such_whatever_else_it_says() {
-        for text in [r#"{"type":"auth","v":2}"#, r#"{"type":"hello","v":9,"nonce":[1]}"#, r#"{"type":"auth","v":0}"#] {
+        for text in
+            [r#"{"type":"auth","v":2}"#, r#"{"type":"hello","v":9,"nonce":[1]}"#, r#"{"type":"auth","v":0}"#]
+        {
             assert!(matches!(opening(text), Err(Misread::Version(_))), "{text}");
         }
     }
@@ -521,7 +561,9 @@ mod tests {
     #[test]
     fn a_misread_line_is_described_without_its_text() {
         let secret = "5ec2e7".repeat(10);
-        for text in [format!(r#"{{"type":"auth","token":"{secret}"}}"#), format!(r#"{{"{secret}":"#), secret.clone()] {
+        for text in
+            [format!(r#"{{"type":"auth","token":"{secret}"}}"#), format!(r#"{{"{secret}":"#), secret.clone()]
+        {
             let error = opening(&text).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("5ec2e7"), "{error}");
         }
@@ -531,7 +573,9 @@ mod tests {
     fn messages_with_secrets_show_none_in_debug() {
         let text = format!(r#"{{"type":"auth","token":"{NONCE}"}}"#);
         assert!(!format!("{:?}", opening(&text).unwrap()).contains("0011"));
-        assert!(!format!("{:?}", read_proof(proof_line(Hex32([7; 32])).trim_end().as_bytes())).contains("07"));
+        assert!(
+            !format!("{:?}", read_proof(proof_line(Hex32([7; 32])).trim_end().as_bytes())).contains("07")
+        );
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! JSON-RPC 2.0 (jsonrpc.org/specification): requests, answers and their error codes, one JSON value a line.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// Longest line after the handshake in bytes, its newline included; configurable.
 pub const REQUEST_LINE_MAX: usize = 1 << 20;
@@ -34,6 +36,20 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// All codes, for documentation and tests.
+    pub const ALL: [ErrorCode; 10] = [
+        ErrorCode::ParseError,
+        ErrorCode::InvalidRequest,
+        ErrorCode::MethodNotFound,
+        ErrorCode::InvalidParams,
+        ErrorCode::Internal,
+        ErrorCode::NotPermitted,
+        ErrorCode::NotFound,
+        ErrorCode::LimitReached,
+        ErrorCode::TooLarge,
+        ErrorCode::Unavailable,
+    ];
+
     /// The number on the wire.
     pub fn number(self) -> i64 {
         match self {
@@ -76,10 +92,11 @@ impl std::fmt::Display for RpcError {
 /// A request, or a notification if it has no id.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The id, kept as it was sent; `None` for a notification, which is not answered.
-    pub id: Option<Value>,
+    /// The id, kept as it was sent, byte for byte: a number that no type of ours holds comes back
+    /// as well. `None` for a notification, which is not answered.
+    pub id: Option<&'a RawValue>,
     /// The method's name.
-    pub method: &'a str,
+    pub method: Cow<'a, str>,
     /// The parameters, not yet read.
     pub params: Option<&'a RawValue>,
 }
@@ -87,16 +104,19 @@ pub struct Request<'a> {
 #[derive(Deserialize)]
 struct RequestLine<'a> {
     jsonrpc: &'a str,
-    #[serde(default, deserialize_with = "present")]
-    id: Option<Value>,
-    method: &'a str,
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    method: Cow<'a, str>,
     #[serde(borrow)]
     params: Option<&'a RawValue>,
 }
 
 /// Tells `"id":null` from no id at all: only the latter is a notification.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
+fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 impl<'a> Request<'a> {
@@ -106,21 +126,30 @@ impl<'a> Request<'a> {
     /// The error to answer with id null (section 5 of the specification).
     pub fn read(line: &'a [u8]) -> Result<Request<'a>, RpcError> {
         let invalid = |what: &str| RpcError::new(ErrorCode::InvalidRequest, format!("not a request: {what}"));
-        let request: RequestLine<'_> = serde_json::from_slice(line).map_err(|error| {
-            match serde_json::from_slice::<serde::de::IgnoredAny>(line) {
-                Err(_) => RpcError::new(ErrorCode::ParseError, format!("not JSON, at byte {}", error.column())),
-                Ok(_) if line.trim_ascii_start().first() == Some(&b'[') => invalid("batches are not taken"),
-                Ok(_) => invalid("expected jsonrpc, method, and perhaps id and params"),
-            }
+        // JSON is UTF-8 (RFC 8259, section 8.1), also in fields that are not looked at.
+        let line = std::str::from_utf8(line).map_err(|error| {
+            let words = format!("not UTF-8, at byte {}", error.valid_up_to() + 1);
+            RpcError::new(ErrorCode::ParseError, words)
         })?;
+        let request: RequestLine<'_> =
+            serde_json::from_str(line).map_err(|error| {
+                match serde_json::from_str::<serde::de::IgnoredAny>(line) {
+                    Err(_) => {
+                        RpcError::new(ErrorCode::ParseError, format!("not JSON, at byte {}", error.column()))
+                    }
+                    Ok(_) if line.trim_ascii_start().starts_with('[') => invalid("batches are not taken"),
+                    Ok(_) => invalid("expected jsonrpc, method, and perhaps id and params"),
+                }
+            })?;
         if request.jsonrpc != "2.0" {
             return Err(invalid("expected \"jsonrpc\":\"2.0\""));
         }
-        match &request.id {
-            None | Some(Value::Null | Value::String(_) | Value::Number(_)) => {}
-            Some(_) => return Err(invalid("an id is a text, a number or null")),
+        let first = |value: &RawValue| value.get().bytes().next();
+        // It is JSON, so that its first byte tells its kind; n is null.
+        if request.id.is_some_and(|id| !matches!(first(id), Some(b'"' | b'-' | b'0'..=b'9' | b'n'))) {
+            return Err(invalid("an id is a text, a number or null"));
         }
-        let structured = |params: &RawValue| matches!(params.get().as_bytes().first(), Some(b'{' | b'['));
+        let structured = |params: &RawValue| matches!(first(params), Some(b'{' | b'['));
         if !request.params.is_none_or(structured) {
             return Err(invalid("params is an object or a list"));
         }
@@ -128,12 +157,13 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Writes an answer and its newline behind what is there already.
-pub fn write_answer(out: &mut Vec<u8>, id: &Value, result: &Result<Value, RpcError>) {
+/// Writes an answer and its newline behind what is there already. Without an id it is null, as for
+/// what was no request (section 5 of the specification).
+pub fn write_answer(out: &mut Vec<u8>, id: Option<&RawValue>, result: &Result<Value, RpcError>) {
     #[derive(Serialize)]
     struct Line<'a> {
         jsonrpc: &'static str,
-        id: &'a Value,
+        id: Option<&'a RawValue>,
         #[serde(skip_serializing_if = "Option::is_none")]
         result: Option<&'a Value>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -188,12 +218,32 @@ mod tests {
 
     #[test]
     fn ids_of_every_legal_kind_are_kept_as_sent() {
-        for id in ["1", "-7", "1.5", "\"x\"", "null", "18446744073709551615"] {
+        let huge = "9".repeat(400);
+        for id in [
+            "1",
+            "-7",
+            "1.5",
+            "1.0",
+            "1e2",
+            "-0",
+            "1E400",
+            "\"x\"",
+            "\"\"",
+            r#""\u0041\n""#,
+            "null",
+            "18446744073709551615",
+            "18446744073709551616",
+            "0.1000000000000000055511151231257827",
+            &huge,
+        ] {
             let line = format!(r#"{{"jsonrpc":"2.0","method":"ping","id":{id}}}"#);
             let request = Request::read(line.as_bytes()).unwrap();
             let mut out = Vec::new();
-            write_answer(&mut out, &request.id.unwrap(), &Ok(Value::from(1)));
-            assert_eq!(String::from_utf8(out).unwrap(), format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":1}}\n"));
+            write_answer(&mut out, Some(request.id.unwrap()), &Ok(Value::from(1)));
+            assert_eq!(
+                String::from_utf8(out).unwrap(),
+                format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":1}}\n")
+            );
         }
         let note = Request::read(br#"{"jsonrpc":"2.0","method":"ping"}"#).unwrap();
         assert!(note.id.is_none());
@@ -205,13 +255,24 @@ mod tests {
             assert_eq!(code_of(bad), -32700, "{bad}");
         }
         for bad in [
-            "{}", "7", "null", "[]", r#"{"jsonrpc":"1.0","method":"a"}"#, r#"{"jsonrpc":"2.0","method":7}"#,
-            r#"{"jsonrpc":"2.0","method":"a","id":[1]}"#, r#"{"jsonrpc":"2.0","method":"a","id":{}}"#,
-            r#"{"jsonrpc":"2.0","method":"a","id":true}"#, r#"{"jsonrpc":"2.0","method":"a","params":7}"#,
+            "{}",
+            "7",
+            "null",
+            "[]",
+            r#"{"jsonrpc":"1.0","method":"a"}"#,
+            r#"{"jsonrpc":"2.0","method":7}"#,
+            r#"{"jsonrpc":"2.0","method":"a","id":[1]}"#,
+            r#"{"jsonrpc":"2.0","method":"a","id":{}}"#,
+            r#"{"jsonrpc":"2.0","method":"a","id":true}"#,
+            r#"{"jsonrpc":"2.0","method":"a","params":7}"#,
             r#"{"jsonrpc":"2.0","method":"a","method":"b"}"#,
         ] {
             assert_eq!(code_of(bad), -32600, "{bad}");
         }
+        assert_eq!(
+            Request::read(b"{\"jsonrpc\":\"2.0\",\"method\":\"a\",\"x\":\"\xff\"}").unwrap_err().code,
+            -32700
+        );
         let deep = format!(r#"{{"jsonrpc":"2.0","method":"a","params":{}}}"#, "[".repeat(10_000));
         assert_eq!(code_of(&deep), -32700);
     }

@@ -5,3 +5,4 @@ pub mod auth;
 pub mod json_rpc;
 pub mod line;
 pub mod opening;
+pub mod text;

@@ -24,7 +24,9 @@ pub fn is_root() -> bool {
 /// Says why a test is not run here. Returns true if it must be skipped.
 pub fn skip_unless(possible: bool, why: &str) -> bool {
     if !possible {
-        eprintln!("skipped: {why}");
+        // Not eprintln!: what it prints is captured, and a skipped test must be seen.
+        let test = std::thread::current().name().unwrap_or_default().to_owned();
+        let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
     }
     !possible
 }
@@ -38,6 +40,8 @@ pub fn has(program: &str) -> bool {
 /// A user's surroundings, with nothing in them.
 pub struct Ground {
     dir: tempfile::TempDir,
+    /// What is run as authsock; another user may need a copy, or a namespace around it.
+    pub binary: PathBuf,
 }
 
 impl Ground {
@@ -49,7 +53,7 @@ impl Ground {
             std::fs::create_dir(&path).unwrap();
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).unwrap();
         }
-        Ground { dir }
+        Ground { dir, binary: AUTHSOCK.into() }
     }
 
     /// The directory that everything lies in.
@@ -90,6 +94,13 @@ impl Ground {
         std::fs::read_to_string(self.token_path()).unwrap()
     }
 
+    /// The owner's token, once somebody has been served: then it is there.
+    pub fn token_after_first_contact(&self) -> String {
+        let output = self.authsock(["whoami"]).output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+        self.token()
+    }
+
     /// The log of a client-started daemon.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.home().join(".local/state/authsock/log")).unwrap_or_default()
@@ -117,7 +128,7 @@ impl Ground {
 
     /// The binary in these surroundings.
     pub fn authsock<const N: usize>(&self, args: [&str; N]) -> Command {
-        let mut command = self.command(AUTHSOCK);
+        let mut command = self.command(&self.binary);
         command.args(args);
         command
     }
@@ -203,19 +214,20 @@ impl Daemon {
         let unique: String = unique.chars().filter(char::is_ascii_alphanumeric).collect();
         let notify_path = ground.root().join(format!("n{}", &unique[unique.len().saturating_sub(24)..]));
         let notify = UnixDatagram::bind(&notify_path).unwrap();
+        // A daemon of another user reports here too; the directory decides who can reach it.
+        std::fs::set_permissions(&notify_path, PermissionsExt::from_mode(0o666)).unwrap();
         notify.set_read_timeout(Some(PATIENCE)).unwrap();
         let stderr = ground.root().join(format!("err{unique}"));
         // exec keeps the pid, so the shell can name it before there is a daemon.
         let mut command = ground.command("sh");
-        command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\"", AUTHSOCK, "serve"]);
+        command.args(["-c", "eval \"${INSTEAD:-LISTEN_PID=$$ exec '$0' serve}\""]).arg(&ground.binary);
         command
             .env("LISTEN_FDS", "1")
             .env("LISTEN_FDNAMES", "authsock")
             .env("NOTIFY_SOCKET", &notify_path)
             .env("RUNTIME_DIRECTORY", ground.state())
             .stderr(std::fs::File::create(&stderr).unwrap());
-        let number = listener.as_raw_fd();
-        pass_as_three(&mut command, number);
+        pass_as(&mut command, listener.as_raw_fd(), 3);
         change(&mut command);
         let child = command.spawn().unwrap();
         Daemon { child, notify, stderr, listener }
@@ -227,6 +239,8 @@ impl Daemon {
         loop {
             let length = match self.notify.recv(&mut buffer) {
                 Ok(length) => length,
+                // With a timeout set, stopping and continuing this process is enough (signal(7)).
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => panic!("no {wanted}: {error}; the daemon said: {}", self.stderr()),
             };
             let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
@@ -267,20 +281,25 @@ impl Drop for Daemon {
     }
 }
 
-/// Hands a descriptor to a command as number 3, without close-on-exec.
-pub fn pass_as_three(command: &mut Command, number: i32) {
+/// Makes a prepared command run another program instead, with the same surroundings and
+/// descriptors.
+pub fn become_instead(command: &mut Command, other: &Command) {
+    let words: Vec<_> = std::iter::once(other.get_program()).chain(other.get_args()).collect();
+    // The prepared one is a shell that evaluates this, if it is set.
+    let path = words.iter().map(|word| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''")));
+    command.env("INSTEAD", format!("exec {}", path.collect::<Vec<_>>().join(" ")));
+}
+
+/// Hands a descriptor to a command under another number, without close-on-exec.
+pub fn pass_as(command: &mut Command, number: i32, wanted: i32) {
+    // Out of the way of every number that may be wanted, so that nothing overwrites it before.
+    // SAFETY: the number is open; the copy is left open, which a test can afford.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 100) };
+    assert!(copy >= 100);
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(move || {
-            if number == 3 {
-                let flags = libc::fcntl(3, libc::F_GETFD);
-                if flags == -1 || libc::fcntl(3, libc::F_SETFD, flags & !libc::FD_CLOEXEC) == -1 {
-                    return Err(std::io::Error::last_os_error());
-                }
-            } else if libc::dup2(number, 3) == -1 {
-                return Err(std::io::Error::last_os_error());
-            }
-            Ok(())
+            if libc::dup2(copy, wanted) == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
         });
     }
 }
@@ -292,7 +311,11 @@ pub struct Line {
 
 impl Line {
     pub fn connect(path: &Path) -> Line {
-        let stream = UnixStream::connect(path).unwrap();
+        Line::on(UnixStream::connect(path).unwrap())
+    }
+
+    /// On a connection that somebody made.
+    pub fn on(stream: UnixStream) -> Line {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Line { reader: BufReader::new(stream) }
@@ -302,8 +325,14 @@ impl Line {
         self.reader.get_ref()
     }
 
+    /// Sends bytes. A daemon that refused before it read has closed already; what it said can still
+    /// be received.
     pub fn send(&mut self, text: &str) {
-        self.reader.get_mut().write_all(text.as_bytes()).unwrap();
+        match self.reader.get_mut().write_all(text.as_bytes()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            Err(error) => panic!("cannot send: {error}"),
+        }
     }
 
     pub fn send_json(&mut self, value: &Value) {

@@ -1,16 +1,31 @@
 //! Tests that drive the binary as a user would. One program, so that it links once.
-#![allow(unreachable_pub, dead_code, unsafe_code, missing_docs, clippy::unwrap_used, clippy::print_stderr, clippy::undocumented_unsafe_blocks, clippy::disallowed_methods)]
+#![allow(
+    unreachable_pub,
+    dead_code,
+    unsafe_code,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::undocumented_unsafe_blocks,
+    clippy::disallowed_methods
+)]
 
 mod ground;
 
 mod adoption;
+mod cli;
 mod clients;
 mod gate;
+mod gate_library;
 mod house;
+#[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod impostor;
 mod lifecycle;
+mod manual;
 mod ondemand;
 mod tokens;
+#[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod tree;
+#[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod users;
 mod vectors;

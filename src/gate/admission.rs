@@ -1,0 +1,242 @@
+//! The order of admission: from a connection to a session that may come in, one check after the other, and the word for whoever fails one.
+
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::Authenticated;
+use super::line::{self, Buffer, Read};
+use super::seats::Seat;
+use super::{REFUSAL_TIMEOUT, Settings, Shared, http, lock, now};
+use crate::config::Plain;
+use crate::handshake::server::{ExpectOpening, Opened, Proven, Refusal, Way};
+use crate::kernel::peer::{NoPeer, Peer};
+use crate::kernel::process;
+use crate::secret::random;
+use crate::secret::verifier::Verifier;
+use crate::session::SessionId;
+use crate::session::registry::{Admitted, Comer, NotAdmitted};
+use crate::wire::auth::{AUTH_LINE_MAX, Answer, CONTROL, Code, Hex32, PeerView, RefusalBrief, SessionBrief};
+use crate::wire::opening::Opening;
+
+/// What is checked before the first byte is read.
+pub(super) fn greet(
+    stream: &UnixStream,
+    shared: &Shared,
+    settings: &Settings,
+) -> Result<(Peer, Seat), (Option<Peer>, Refusal)> {
+    let peer = Peer::of(stream).map_err(|error: NoPeer| {
+        let code = if matches!(error, NoPeer::Exhausted(_)) { Code::Busy } else { Code::PeerDenied };
+        (None, Refusal::new(code, error.to_string()))
+    })?;
+    if !settings.policy.admits(peer.uid) {
+        let reason = match peer.uid {
+            0 => "uid 0 is not admitted (policy.allow_root is false)".to_owned(),
+            uid => format!("uid {uid} is not uid {}", settings.policy.uid),
+        };
+        return Err((Some(peer), Refusal::new(Code::PeerDenied, reason)));
+    }
+    match shared.waiting.take(peer.uid) {
+        Ok(seat) => Ok((peer, seat)),
+        Err(full) => {
+            let refusal = Refusal::new(Code::Busy, format!("unauthenticated connections: {full}"));
+            Err((Some(peer), refusal))
+        }
+    }
+}
+
+/// A refusal that may name a session.
+struct Refused {
+    refusal: Refusal,
+    session: Option<SessionId>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused { refusal, session: None }
+    }
+}
+
+impl From<NotAdmitted> for Refused {
+    fn from(NotAdmitted { code, reason, session }: NotAdmitted) -> Refused {
+        Refused { refusal: Refusal { code, reason }, session }
+    }
+}
+
+/// How a conversation ended that did not fail.
+enum Outcome {
+    Through {
+        admitted: Admitted,
+        way: Way,
+        rest: Vec<u8>,
+    },
+    /// The other end left before it said anything that needs an answer.
+    Left,
+    /// It speaks HTTP; here is what it said so far.
+    Http(Buffer),
+}
+
+pub(super) async fn converse(
+    stream: UnixStream,
+    peer: Peer,
+    seat: Seat,
+    shared: &Shared,
+    settings: &Settings,
+) -> Option<Authenticated> {
+    let deadline = Instant::now() + settings.timeout;
+    let result = match timeout_at(deadline, authenticate(&stream, &peer, shared, settings)).await {
+        Ok(result) => result,
+        Err(_) => Err(Refusal::new(Code::Timeout, format!("no result within {:?}", settings.timeout)).into()),
+    };
+    // Outside of the time-out above, whose refusal is none that HTTP understands; the seat is kept.
+    if let Ok(Outcome::Http(mut buffer)) = result {
+        http::answer(&stream, &mut buffer, http::Status::NotImplemented, deadline).await;
+        return None;
+    }
+    // From here on the connection is counted elsewhere.
+    let taken = match &result {
+        Ok(Outcome::Through { .. }) => Some(shared.seated.take(peer.uid)),
+        _ => None,
+    };
+    drop(seat);
+    let refused = match (result, taken) {
+        (Ok(Outcome::Through { admitted, way, rest }), Some(Ok(seat))) => {
+            let session = &admitted.session;
+            tracing::debug!(
+                authsock_event = "authenticated",
+                authsock_session = session.id.as_str(),
+                authsock_peer_uid = peer.uid,
+                authsock_peer_pid = peer.pid.0,
+                "process {} (uid {}) is in session {} ({})",
+                peer.pid,
+                peer.uid,
+                session.id,
+                session.name
+            );
+            let brief = SessionBrief {
+                id: session.id.to_string(),
+                name: session.name.to_string(),
+                realm: session.realm.to_string(),
+            };
+            let greeting = Answer::Accepted(brief).to_line().into_bytes();
+            return Some(Authenticated::assertion(stream, peer, admitted, way, rest, greeting, seat));
+        }
+        (Ok(Outcome::Through { admitted, .. }), Some(Err(full))) => Refused {
+            refusal: Refusal::new(Code::Busy, format!("connections: {full}")),
+            session: Some(admitted.session.id.clone()),
+        },
+        (Ok(_), _) => return None,
+        (Err(refused), _) => refused,
+    };
+    shared.log.refused(Some(&peer), Some(peer.uid), &refused.refusal, refused.session.as_ref());
+    refuse(&stream, refused.refusal.code).await;
+    None
+}
+
+/// The order of admission, from the first byte to a session.
+async fn authenticate(
+    stream: &UnixStream,
+    peer: &Peer,
+    shared: &Shared,
+    settings: &Settings,
+) -> Result<Outcome, Refused> {
+    let mut buffer = Buffer::new();
+    match buffer.first(stream).await {
+        Ok(Some(byte)) => match Opening::of(byte) {
+            Opening::Handshake => {}
+            Opening::Http => return Ok(Outcome::Http(buffer)),
+            Opening::Unknown => {
+                return Err(Refusal::new(Code::Malformed, "the first byte is neither { nor a letter").into());
+            }
+        },
+        Ok(None) | Err(_) => return Ok(Outcome::Left),
+    }
+    let Some(line) = next_line(&mut buffer, stream).await? else { return Ok(Outcome::Left) };
+    let proven = match ExpectOpening.read(&line)? {
+        Opened::Plain(presented) => {
+            if settings.plain == Plain::None {
+                let reason = "a plain token was shown (handshake.plain = \"none\")";
+                return Err(Refusal::new(Code::NotPermitted, reason).into());
+            }
+            let registry = lock(&shared.registry);
+            let token_id = presented.token_id();
+            presented.judge(registry.verifier(token_id))?
+        }
+        Opened::Proof(announced) => {
+            alive(peer)?;
+            let no_randomness =
+                |_| Refusal::new(Code::Unavailable, "the operating system gives no random bytes");
+            // Made in any case, so that an unknown id takes no longer than a known one.
+            let decoy = Verifier::decoy(announced.token_id()).map_err(no_randomness)?;
+            let known = lock(&shared.registry).verifier(announced.token_id()).cloned();
+            let is_known = known.is_some();
+            let verifier = known.unwrap_or(decoy);
+            let nonce = Hex32(random::bytes().map_err(no_randomness)?);
+            let view = view(peer, announced.wants_start());
+            let (challenge, expected) = announced.challenge(verifier, is_known, nonce, view)?;
+            if line::write(stream, challenge.as_bytes()).await.is_err() {
+                return Ok(Outcome::Left);
+            }
+            let Some(line) = next_line(&mut buffer, stream).await? else { return Ok(Outcome::Left) };
+            expected.read(&line)?
+        }
+    };
+    alive(peer)?;
+    let admitted = admit(&proven, peer, shared, settings)?;
+    Ok(Outcome::Through { admitted, way: proven.way(), rest: buffer.into_rest() })
+}
+
+/// From a proven token to a session that may come in here.
+fn admit(proven: &Proven, peer: &Peer, shared: &Shared, settings: &Settings) -> Result<Admitted, Refused> {
+    let registry = lock(&shared.registry);
+    let admitted = registry.admit(
+        proven.token_id(),
+        &Comer { uid: peer.uid, walk_up: &|visit| peer.open_process()?.walk_up(visit) },
+        now(),
+    )?;
+    let session = Some(admitted.session.id.clone());
+    let not =
+        |code, reason: &str| Err(Refused { refusal: Refusal::new(code, reason), session: session.clone() });
+    if proven.way() == Way::Plain && settings.plain == Plain::Sessions && admitted.session.is_owner() {
+        return not(Code::NotPermitted, "the owner's token was shown (handshake.plain = \"sessions\")");
+    }
+    if proven.service() != CONTROL {
+        return not(Code::UnknownService, "no service of that name is configured");
+    }
+    Ok(admitted)
+}
+
+fn alive(peer: &Peer) -> Result<(), Refusal> {
+    if peer.is_alive() {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::PeerGone, format!("process {} opened the connection and has ended", peer.pid)))
+}
+
+/// What is told, and signed, of the peer.
+fn view(peer: &Peer, wants_start: bool) -> PeerView {
+    let identity = peer.identity();
+    let with_start = wants_start || identity.pidfs.is_none();
+    PeerView {
+        uid: peer.uid,
+        pid: peer.pid.0,
+        pidfs: identity.pidfs,
+        start: with_start.then(|| identity.start.or_else(|| process::start_time(peer.pid))).flatten(),
+        pidns: with_start.then(process::pid_namespace).flatten(),
+    }
+}
+
+async fn next_line(buffer: &mut Buffer, stream: &UnixStream) -> Result<Option<line::Line>, Refusal> {
+    match buffer.line(stream).await {
+        Read::Line(line) => Ok(Some(line)),
+        Read::End => Ok(None),
+        Read::TooLong => {
+            Err(Refusal::new(Code::TooLarge, format!("a line is longer than {AUTH_LINE_MAX} bytes")))
+        }
+    }
+}
+
+/// Tells the peer its word and closes, so that it can read it.
+pub(super) async fn refuse(stream: &UnixStream, code: Code) {
+    let line = Answer::Refused(RefusalBrief::of(code)).to_line();
+    line::farewell(stream, line.as_bytes(), REFUSAL_TIMEOUT).await;
+}
