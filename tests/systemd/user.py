@@ -1,0 +1,1007 @@
+#!/usr/bin/env python3
+"""Shows under a real systemd, in one user's own manager, what the units and the daemon promise there.
+
+Each check is a sentence and stands on ground of its own: units freshly started, no drop-in, a
+configuration that it gives itself. It runs as root inside a throwaway system (tests/systemd/run
+boots it), because somebody has to kill the daemon, read the whole journal, and be another user.
+A line beginning with "ok" or "FAIL" is one check; tests/systemd/run counts them.
+"""
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+
+TESTER = int(os.environ["TESTER_UID"])
+OTHER = int(os.environ["OTHER_UID"])
+HOME = os.environ["TESTER_HOME"]
+RUNTIME = os.environ["TESTER_RUNTIME_DIR"]
+SOCKET = f"{RUNTIME}/authsock.sock"
+STATE = f"{RUNTIME}/authsock"
+TOKEN = f"{STATE}/token"
+CONFIG = f"{HOME}/.config/authsock/config.toml"
+SERVICE, SOCKET_UNIT = "authsock.service", "authsock.socket"
+DROPINS = "/etc/systemd/user"
+SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
+
+# How long anything may take that should take no time. No check asserts a speed.
+PATIENCE = 20
+# Every token that was seen, to be looked for where none may be.
+secrets = set()
+CHECKS = []
+
+
+def check(name):
+    """Makes a function a check; the name is what it shows."""
+
+    def note(function):
+        CHECKS.append((name, function))
+        return function
+
+    return note
+
+
+def without_secrets(text):
+    for secret in secrets:
+        text = text.replace(secret, "<token>")
+    return text
+
+
+def until(what, probe, patience=PATIENCE):
+    """Waits for a state that nothing announces, and returns what the probe found."""
+    deadline = time.monotonic() + patience
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"{what}: still not so after {patience} s")
+        time.sleep(0.02)
+
+
+def same(found, wanted, what):
+    assert found == wanted, f"{what}: {found!r}, not {wanted!r}"
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def run(*command, **options):
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=60, stdin=subprocess.DEVNULL, **options
+    )
+
+
+def systemctl(*words, fails=False):
+    done = run("as-tester", "systemctl", "--user", "--no-pager", *words)
+    assert fails or done.returncode == 0, f"systemctl --user {' '.join(words)}: {done.stderr.strip()}"
+    return done.stdout
+
+
+def show(unit, what):
+    return systemctl("show", unit, "--value", "-p", what).strip()
+
+
+def authsock(*words):
+    return run("as-tester", "authsock", *words)
+
+
+def answered(*words):
+    """What the command line says as JSON; it must succeed."""
+    done = authsock(*words, "--json")
+    assert done.returncode == 0, f"authsock {' '.join(words)}: {done.returncode}: {done.stderr.strip()}"
+    return json.loads(done.stdout)
+
+
+def daemon_pid():
+    return int(show(SERVICE, "MainPID"))
+
+
+def token():
+    """The owner's token."""
+    with open(TOKEN, encoding="ascii") as file:
+        text = file.read()
+    assert re.fullmatch("[0-9a-f]{64}", text), "the token's file does not hold 64 hexadecimal digits and nothing else"
+    secrets.add(text)
+    return text
+
+
+def token_file():
+    """What must not change of the token's file. The text goes by its hash, since it is compared in messages."""
+    found = os.stat(TOKEN)
+    mode = stat.S_IMODE(found.st_mode)
+    return found.st_ino, oct(mode), found.st_uid, hashlib.sha256(token().encode()).hexdigest()[:12]
+
+
+# --- the journal --------------------------------------------------------------------------------
+
+
+def journal_now():
+    run("journalctl", "--sync")
+    return json.loads(run("journalctl", "-n1", "-ojson").stdout)["__CURSOR"]
+
+
+def journal(since, **fields):
+    """The entries since then with these fields. journalctl itself may skip the first one that
+    matches (252: a cursor whose own entry does not match)."""
+    run("journalctl", "--sync")
+    lines = run("journalctl", "-ojson", "--all", f"--after-cursor={since}").stdout.splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [entry for entry in entries if all(entry.get(name) == str(value) for name, value in fields.items())]
+
+
+def logged(since, **fields):
+    """Waits for an entry; what is logged comes by a socket of its own."""
+    return until(f"a journal entry with {fields}", lambda: journal(since, **fields))
+
+
+# --- clients ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def as_user(uid):
+    """Makes this process another user for a moment: the kernel tells a listener the effective one."""
+    os.setegid(uid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+class Raw:
+    """A client that knows nothing but the plain handshake."""
+
+    def __init__(self, path=SOCKET, uid=TESTER):
+        self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.stream.settimeout(PATIENCE)
+        with as_user(uid) if os.getuid() == 0 else contextlib.nullcontext():
+            self.stream.connect(path)
+        self.lines = self.stream.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.lines.close()
+        self.stream.close()
+
+    def send(self, *messages):
+        self.stream.sendall(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
+
+    def receive(self):
+        """The next message, or None at the end."""
+        line = self.lines.readline()
+        return json.loads(line) if line else None
+
+    def enter(self, secret):
+        """The handshake, and nothing with it."""
+        self.send({"type": "auth", "token": secret})
+        result = self.receive()
+        assert result and result["success"], f"refused: {result}"
+
+
+def request(method):
+    return {"jsonrpc": "2.0", "id": 1, "method": method}
+
+
+def ask(secret, method="ping", path=SOCKET, uid=TESTER):
+    """One exchange: what the method gave, or the code of the refusal, or that there was no word."""
+    with Raw(path, uid) as raw:
+        try:
+            raw.send({"type": "auth", "token": secret}, request(method))
+        except BrokenPipeError:
+            pass  # refused before we spoke: the word can still be read
+        result = raw.receive()
+        if result is None:
+            return "no word"
+        if not result["success"]:
+            return result["error"]["code"]
+        return (raw.receive() or {}).get("result", "no answer")
+
+
+PONG = {"pong": True}
+
+
+def in_process_of(uid, function):
+    """Runs a function in a process that is wholly another user's. Returns its pid and what it gave."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            with os.fdopen(writer, "w") as out:
+                json.dump(function(), out)
+            status = 0
+        except BaseException:  # whatever it is, this process must not go on as a second scenario
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as words:
+        text = words.read()
+    status = os.waitpid(child, 0)[1]
+    assert status == 0, f"the process of uid {uid} failed"
+    return child, json.loads(text)
+
+
+# --- ground -------------------------------------------------------------------------------------
+
+
+def configure(text):
+    """Puts the configuration there, as the user would."""
+    with as_user(TESTER):
+        os.makedirs(os.path.dirname(CONFIG), exist_ok=True)
+        with open(CONFIG + ".new", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(CONFIG + ".new", CONFIG)
+
+
+def own_units():
+    return [path for path in glob.glob(f"{DROPINS}/*authsock*") if not path.startswith(f"{DROPINS}/sockets.target")]
+
+
+def ground(config="", **units):
+    """Both units stopped, no files of an earlier check, then the socket started. A unit or drop-in
+    is named like its file, with __ for the dot and in_ for the directory."""
+    extra = [os.path.basename(path) for path in own_units() if path.endswith(".socket")]
+    systemctl("stop", SOCKET_UNIT, SERVICE, *extra)
+    for path in own_units():
+        if os.path.isdir(path):
+            for file in os.listdir(path):
+                os.unlink(f"{path}/{file}")
+            os.rmdir(path)
+        else:
+            os.unlink(path)
+    for name, text in units.items():
+        path = f"{DROPINS}/{name.replace('__', '.')}"
+        if name in ("authsock__socket", "authsock__service"):
+            os.makedirs(f"{path}.d", exist_ok=True)
+            path += ".d/check.conf"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    os.chmod(RUNTIME, 0o700)
+    configure(config)
+    systemctl("daemon-reload")
+    systemctl("reset-failed")
+    for name in units:
+        if name.endswith("__socket") and name != "authsock__socket":
+            systemctl("start", name.replace("__", "."))
+    systemctl("start", SOCKET_UNIT)
+
+
+def serving(config="", **units):
+    """The ground, with a daemon on it that a client started; returns its pid."""
+    ground(config, **units)
+    found = ask("0" * 64)
+    assert found in ("denied", "not_permitted"), f"a client without the token: {found}"
+    return daemon_pid()
+
+
+def assert_healthy(restarts=0):
+    same(show(SOCKET_UNIT, "ActiveState"), "active", "the socket unit")
+    same(show(SERVICE, "NRestarts"), str(restarts), "restarts that nobody asked for")
+
+
+# --- units --------------------------------------------------------------------------------------
+
+
+@check("the program runs on this system and the units are where systemd finds them")
+def _():
+    done = authsock("--version")
+    same(done.returncode, 0, f"authsock --version: {done.stderr.strip()}")
+    same(show(SOCKET_UNIT, "LoadState"), "loaded", "the socket unit")
+    same(show(SERVICE, "LoadState"), "loaded", "the service unit")
+
+
+@check("systemd understands every line of the units")
+def _():
+    # What it says counts: its status says nothing of unknown keys on older versions. No manual
+    # page is installed here.
+    done = run("as-tester", "systemd-analyze", "--user", "--man=no", "verify", SOCKET_UNIT, SERVICE)
+    same((done.stdout + done.stderr).strip(), "", "systemd-analyze verify")
+    same(done.returncode, 0, "its status")
+
+
+@check("enabling the socket unit has it started with the user's manager")
+def _():
+    systemctl("enable", SOCKET_UNIT)
+    same(systemctl("is-enabled", SOCKET_UNIT).strip(), "enabled", "the socket unit")
+    wants = show("sockets.target", "Wants").split()
+    systemctl("disable", SOCKET_UNIT)
+    assert SOCKET_UNIT in wants, "sockets.target does not want it"
+
+
+@check("the exposure that systemd-analyze sees is at most 6.5")
+def _():
+    done = run("as-tester", "systemd-analyze", "--user", "--no-pager", "security", SERVICE)
+    overall = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert overall, f"no figure: {done.stdout[-300:]}{done.stderr}"
+    print(f"      exposure level {overall.group(1)}")
+    assert float(overall.group(1)) <= 6.5
+
+
+# --- activation ---------------------------------------------------------------------------------
+
+
+@check("the first client starts the service, and it is systemd's daemon that answers")
+def _():
+    ground()
+    same(show(SERVICE, "ActiveState"), "inactive", "the service before any client")
+    who = answered("whoami")
+    same(who["session"]["name"], "owner", "the session")
+    same(show(SERVICE, "ActiveState"), "active", "the service")
+    same(who["daemon"]["pid"], daemon_pid(), "the daemon's process")
+    status = answered("status")
+    same(status["activation"], "init", "activation")
+    same(status["sockets"], [SOCKET], "sockets")
+
+
+@check("the socket is 0600 and the user's, and lies apart from the token's directory")
+def _():
+    serving()
+    for path, kind, mode in [(SOCKET, stat.S_ISSOCK, 0o600), (STATE, stat.S_ISDIR, 0o700), (TOKEN, stat.S_ISREG, 0o600)]:
+        found = os.lstat(path)
+        assert kind(found.st_mode), f"{path} is something else"
+        same(oct(stat.S_IMODE(found.st_mode)), oct(mode), f"the mode of {path}")
+        same(found.st_uid, TESTER, f"the owner of {path}")
+
+
+@check("a stopped socket unit is an error with advice to every client, and nobody starts a daemon of their own")
+def _():
+    serving()
+    systemctl("stop", SOCKET_UNIT)
+    refused = authsock("whoami")
+    same(refused.returncode, 3, f"the exit code: {refused.stderr.strip()}")
+    assert "systemctl --user start authsock.socket" in refused.stderr, refused.stderr
+    assert not os.path.exists(f"{RUNTIME}/authsock-ondemand.sock"), "a client started a daemon"
+    # Requires= in the service: without its socket it would be of no use to anybody.
+    until("the service stops with its socket", lambda: show(SERVICE, "ActiveState") == "inactive")
+
+
+# --- the token ----------------------------------------------------------------------------------
+
+
+def kill_daemon():
+    os.kill(daemon_pid(), signal.SIGKILL)
+
+
+def idle_out():
+    configure("[lifecycle]\nidle_exit_seconds = 1\n")
+    systemctl("reload", SERVICE)
+    until("the daemon leaves when it is idle", lambda: show(SERVICE, "ActiveState") == "inactive")
+    same(show(SERVICE, "Result"), "success", "the end of an idle daemon")
+
+
+def token_is_kept(act, restarts=0):
+    old = serving()
+    before = token_file()
+    act()
+    new = answered("whoami")["daemon"]["pid"]
+    assert new != old, "it is still the same process"
+    same(token_file(), before, "inode, mode, owner and text of the token")
+    assert_healthy(restarts)
+
+
+@check("the token is the same file with the same text after systemctl restart")
+def _():
+    token_is_kept(lambda: systemctl("restart", SERVICE))
+
+
+@check("the token is the same file with the same text after a stop, when the next client starts the service")
+def _():
+    def stop():
+        systemctl("stop", SERVICE)
+        same(show(SERVICE, "ActiveState"), "inactive", "the service")
+
+    token_is_kept(stop)
+
+
+@check("the token is the same file with the same text after kill -9, and a client at that moment is answered")
+def _():
+    token_is_kept(kill_daemon, restarts=1)
+
+
+@check("the token is the same file with the same text after an idle exit")
+def _():
+    token_is_kept(idle_out)
+
+
+@check("the token is the same file with the same text after a restart of the socket unit")
+def _():
+    token_is_kept(lambda: systemctl("restart", SOCKET_UNIT))
+
+
+@check("the token is the same file with the same text after both units were stopped")
+def _():
+    token_is_kept(lambda: (systemctl("stop", SOCKET_UNIT, SERVICE), systemctl("start", SOCKET_UNIT)))
+
+
+@check("the token is the same file with the same text after the manager executed itself anew")
+def _():
+    def reexec():
+        systemctl("daemon-reexec")
+        systemctl("restart", SERVICE)
+
+    token_is_kept(reexec)
+
+
+# --- crowds -------------------------------------------------------------------------------------
+
+CLIENTS, ROUNDS, BY_COMMAND_LINE = 1000, 25, 120
+
+
+def crowd(secret, rounds):
+    """Runs in a process of the user: each round's clients at their moments, one thread for each.
+    A round begins so long after the end of the one before that the daemon is just leaving."""
+    environment = {"HOME": HOME, "XDG_RUNTIME_DIR": RUNTIME, "PATH": os.environ["PATH"]}
+    troubles, served = [], 0
+
+    def client(moment, by_command_line):
+        time.sleep(max(0.0, moment - time.monotonic()))
+        try:
+            if by_command_line:
+                words = ["authsock", "whoami", "--json"]
+                done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+                return None if done.returncode == 0 else f"command line: {done.returncode}: {done.stderr.strip()}"
+            found = ask(secret)
+            return None if found == PONG else f"raw: {found}"
+        except Exception as error:  # a client that is lost must be told, not end the crowd
+            return f"{'command line' if by_command_line else 'raw'}: {error!r}"
+
+    with ThreadPoolExecutor(max_workers=64) as threads:
+        for pause, clients in rounds:
+            start = time.monotonic() + pause
+            results = [threads.submit(client, start + offset, by_command_line) for offset, by_command_line in clients]
+            for result in results:
+                trouble = result.result()
+                served += trouble is None
+                if trouble:
+                    troubles.append(trouble)
+    return {"served": served, "troubles": troubles}
+
+
+@check(f"of {CLIENTS} clients that arrive at random moments across idle exits none is refused and none is lost")
+def _():
+    serving("[lifecycle]\nidle_exit_seconds = 1\n")
+    choose = random.Random(SEED)
+    by_command_line = set(choose.sample(range(CLIENTS), BY_COMMAND_LINE))
+    share = CLIENTS // ROUNDS
+    rounds = []
+    for turn in range(ROUNDS):
+        clients = [(choose.uniform(0, 0.3), turn * share + place in by_command_line) for place in range(share)]
+        # The daemon counts a second from its last client's end.
+        rounds.append((choose.uniform(0.9, 1.3), clients))
+    secret, before, since = token(), token_file(), journal_now()
+    _, found = in_process_of(TESTER, lambda: crowd(secret, rounds))
+    started = journal(since, AUTHSOCK_EVENT="serving")
+    idle = journal(since, AUTHSOCK_EVENT="stopping", AUTHSOCK_REASON="idle")
+    print(f"      {found['served']} answered, {len(started)} activations, {len(idle)} idle exits, seed {SEED}")
+    same((found["served"], found["troubles"][:5]), (CLIENTS, []), f"answered, and troubles (seed {SEED})")
+    assert len(started) >= 10, f"only {len(started)} activations: idle exits were not met (seed {SEED})"
+    same(token_file(), before, "the token")
+    assert_healthy()
+
+
+@check("of 400 clients that arrive while the service is restarted again and again none is refused and none is lost")
+def _():
+    serving()
+    choose = random.Random(SEED)
+    clients = [(choose.uniform(0, 4), turn % 8 == 0) for turn in range(400)]
+    secret, since = token(), journal_now()
+    words = "while systemctl --user restart authsock.service; do sleep 0.1; done"
+    with subprocess.Popen(["as-tester", "sh", "-c", words], stderr=subprocess.DEVNULL) as restarting:
+        try:
+            _, found = in_process_of(TESTER, lambda: crowd(secret, [(0, clients)]))
+        finally:
+            restarting.kill()
+    started = journal(since, AUTHSOCK_EVENT="serving")
+    print(f"      {found['served']} answered, {len(started)} starts, seed {SEED}")
+    same((found["served"], found["troubles"][:5]), (400, []), f"answered, and troubles (seed {SEED})")
+    assert len(started) >= 5, f"only {len(started)} starts"
+    assert_healthy()
+
+
+# --- strangers ----------------------------------------------------------------------------------
+
+
+def connect_and_wait(words=b""):
+    """Says what it is given, waits for what it is told; run as somebody else."""
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    stream.settimeout(PATIENCE)
+    try:
+        stream.connect(SOCKET)
+    except OSError as error:
+        return {"errno": error.errno}
+    with contextlib.suppress(BrokenPipeError):
+        stream.sendall(words)
+    heard = b""
+    while True:
+        with contextlib.suppress(ConnectionResetError):
+            more = stream.recv(4096)
+            heard += more
+            if more:
+                continue
+        return {"heard": heard.decode()}
+
+
+def open_all_other_guards(config=""):
+    """Only the check of the peer is left to refuse anybody."""
+    pid = serving(config, authsock__socket="[Socket]\nSocketMode=0666\n")
+    os.chmod(RUNTIME, 0o711)
+    return pid
+
+
+def refused_as_peer(uid, words=b""):
+    since = journal_now()
+    pid, found = in_process_of(uid, lambda: connect_and_wait(words))
+    line, rest = found["heard"].split("\n", 1)
+    result = json.loads(line)
+    same((result["success"], result["error"]["code"], rest), (False, "peer_denied", ""), "what it was told")
+    entries = logged(since, AUTHSOCK_EVENT="refused", AUTHSOCK_PEER_UID=uid, AUTHSOCK_PEER_PID=pid)
+    same(len(entries), 1, "entries in the journal")
+    assert f"uid {uid}" in entries[0]["AUTHSOCK_REASON"], entries[0]["AUTHSOCK_REASON"]
+    same(entries[0]["_SYSTEMD_USER_UNIT"], SERVICE, "the unit that the journal files it under")
+
+
+@check("another user cannot even connect: the directory is the user's, and so is the socket in it")
+def _():
+    serving()
+    since = journal_now()
+    same(in_process_of(OTHER, connect_and_wait)[1], {"errno": 13}, "behind the directory")
+    os.chmod(RUNTIME, 0o711)
+    same(in_process_of(OTHER, connect_and_wait)[1], {"errno": 13}, "at the socket")
+    same(journal(since, AUTHSOCK_EVENT="refused"), [], "what the daemon heard of it")
+
+
+@check("with every other guard open another user is refused before a byte is read, and the journal names it")
+def _():
+    pid = open_all_other_guards()
+    refused_as_peer(OTHER)
+    same(daemon_pid(), pid, "the daemon")
+
+
+@check("another user is refused even with the owner's token")
+def _():
+    open_all_other_guards()
+    refused_as_peer(OTHER, json.dumps({"type": "auth", "token": token()}).encode() + b"\n")
+
+
+@check("another user is refused by a daemon that cannot serve, too")
+def _():
+    ground("nonsense", authsock__socket="[Socket]\nSocketMode=0666\n")
+    os.chmod(RUNTIME, 0o711)
+    refused_as_peer(OTHER)
+
+
+@check("another user's connection that starts the daemon is refused all the same")
+def _():
+    open_all_other_guards()
+    systemctl("stop", SERVICE)
+    refused_as_peer(OTHER)
+    same(show(SERVICE, "ActiveState"), "active", "the service")
+
+
+@check("root is refused by default before a byte is read, and the journal names it")
+def _():
+    serving()
+    refused_as_peer(0)
+
+
+@check("root is admitted with allow_root, but not without a token")
+def _():
+    serving("[policy]\nallow_root = true\n")
+    same(ask(token(), uid=0), PONG, "root with the token")
+    same(ask("0" * 64, uid=0), "denied", "root with another")
+
+
+# --- a daemon that cannot serve -----------------------------------------------------------------
+
+
+def all_are_told_unavailable(reason, code=3, words="the daemon cannot serve"):
+    """25 clients in a row, of both kinds; returns the daemon's pid. `code` and `words` are what the
+    command line ends with."""
+    for turn in range(25):
+        if turn % 2 == 0:
+            same(ask("0" * 64), "unavailable", f"raw client {turn}")
+        else:
+            done = authsock("whoami")
+            same((done.returncode, done.stdout), (code, ""), f"command line {turn}: {done.stderr.strip()}")
+            assert words in done.stderr, f"command line {turn}: {done.stderr.strip()}"
+    pid = daemon_pid()
+    status = systemctl("status", "--full", SERVICE)
+    line = next((line for line in status.splitlines() if "Status:" in line), "")
+    assert "cannot serve" in line and reason in line, f"systemctl status: {line!r}"
+    assert_healthy()
+    return pid
+
+
+def heals(pid):
+    # It looks again at a client's coming, once a second at most.
+    until("a client is served again", lambda: authsock("whoami").returncode == 0)
+    same(daemon_pid(), pid, "the daemon's process")
+    until("the status says so", lambda: show(SERVICE, "StatusText").startswith("serving"))
+    assert_healthy()
+
+
+@check("a broken configuration is told to 25 clients in a row as unavailable, and mending it heals without a restart")
+def _():
+    ground("[policy]\nallow_rot = true\n")
+    since = journal_now()
+    pid = all_are_told_unavailable("allow_rot")
+    entries = journal(since, AUTHSOCK_EVENT="cannot_serve")
+    assert entries and all("allow_rot" in entry["AUTHSOCK_REASON"] for entry in entries), "the journal's reason"
+    configure("[policy]\nallow_root = false\n")
+    heals(pid)
+    logged(since, AUTHSOCK_EVENT="healed")
+
+
+@check("a broken configuration that is mended heals at a reload, without any client")
+def _():
+    ground("nonsense")
+    same(ask("0" * 64), "unavailable", "the client")
+    pid = daemon_pid()
+    configure("")
+    systemctl("reload", SERVICE)
+    until("the status says so", lambda: show(SERVICE, "StatusText").startswith("serving"))
+    same(daemon_pid(), pid, "the daemon's process")
+
+
+@check("a token file that others may read is left untouched, answered with unavailable, and heals after chmod 600")
+def _():
+    serving()
+    before = token_file()
+    systemctl("stop", SERVICE)
+    os.chmod(TOKEN, 0o644)
+    try:
+        spoilt = token_file()
+        # Our own clients find that out by themselves, and send no token from such a file.
+        pid = all_are_told_unavailable(TOKEN, 4, "chmod 600")
+        same(token_file(), spoilt, "the file that cannot be used")
+    finally:
+        os.chmod(TOKEN, 0o600)
+    heals(pid)
+    same(token_file(), before, "the file")
+
+
+@check("a token file that is a link is left untouched, and the file it leads to as well")
+def _():
+    serving()
+    systemctl("stop", SERVICE)
+    os.rename(TOKEN, f"{STATE}/elsewhere")
+    os.symlink("elsewhere", TOKEN)
+    try:
+        pid = all_are_told_unavailable(TOKEN, 4, TOKEN)
+        same(os.readlink(TOKEN), "elsewhere", "the link")
+    finally:
+        os.unlink(TOKEN)
+        os.rename(f"{STATE}/elsewhere", TOKEN)
+    heals(pid)
+
+
+@check("a program that fails at once is tried again at leisure, its client is told where to look, and mending it is enough")
+def _():
+    ground(authsock__service="[Service]\nExecStart=\nExecStart=/bin/false\n")
+    began = time.monotonic()
+    done = authsock("--timeout", "4", "whoami")
+    restarts, elapsed = int(show(SERVICE, "NRestarts")), time.monotonic() - began
+    same((done.returncode, done.stdout), (3, ""), f"the command line: {done.stderr.strip()}")
+    assert "systemctl --user status" in done.stderr, done.stderr
+    assert 1 <= restarts <= elapsed + 1, f"{restarts} restarts in {elapsed:.1f} s"
+    same(show(SOCKET_UNIT, "ActiveState"), "active", "the socket unit")
+    os.unlink(f"{DROPINS}/{SERVICE}.d/check.conf")
+    systemctl("daemon-reload")
+    same(answered("status")["activation"], "init", "activation")
+
+
+# --- life ---------------------------------------------------------------------------------------
+
+
+def status_text(wanted):
+    until(f"the status says {wanted!r}, not {show(SERVICE, 'StatusText')!r}", lambda: wanted in show(SERVICE, "StatusText"))
+
+
+@check("the status counts connections and sessions")
+def _():
+    serving()
+    status_text("serving: 0 connections, 0 sessions")
+    with Raw() as one, Raw() as two:
+        one.enter(token())
+        two.enter(token())
+        status_text("serving: 2 connections, 0 sessions")
+    words = ["as-tester", "authsock", "run", "--name", "counted", "--", "cat"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as session:
+        status_text("1 session")
+        session.stdin.close()
+    status_text("serving: 0 connections, 0 sessions")
+
+
+@check("a reload reads the configuration again")
+def _():
+    pid = serving()
+    same(ask(token()), PONG, "a plain token before")
+    configure('[handshake]\nplain = "none"\n')
+    since = journal_now()
+    systemctl("reload", SERVICE)
+    logged(since, AUTHSOCK_EVENT="reloaded")
+    same(ask(token()), "not_permitted", "a plain token after")
+    same(daemon_pid(), pid, "the daemon's process")
+    same(show(SERVICE, "ActiveState"), "active", "the service")
+
+
+@check("a reload of a broken configuration changes nothing, and the status complains until it is mended")
+def _():
+    pid = serving('[handshake]\nplain = "none"\n')
+    configure("[handshake]\nplane = 1\n")
+    systemctl("reload", SERVICE)
+    status_text("reload failed")
+    status_text("plane")
+    same(ask(token()), "not_permitted", "a plain token")
+    same(authsock("whoami").returncode, 0, "the command line")
+    configure("")
+    systemctl("reload", SERVICE)
+    until("the complaint is withdrawn", lambda: "reload failed" not in show(SERVICE, "StatusText"))
+    same(ask(token()), PONG, "a plain token after")
+    same(daemon_pid(), pid, "the daemon's process")
+
+
+@check("the watchdog is fed while the daemon has nothing else to do")
+def _():
+    pid = serving(authsock__service="[Service]\nWatchdogSec=1\n")
+    seen = set()
+
+    def fed():
+        seen.add(show(SERVICE, "WatchdogTimestampMonotonic"))
+        return len(seen) >= 6
+
+    until("it was fed six times", fed)
+    same(daemon_pid(), pid, "the daemon's process")
+    assert_healthy()
+
+
+@check("a daemon that hangs is ended by the watchdog and started again with its token")
+def _():
+    pid = serving(authsock__service="[Service]\nWatchdogSec=1\n")
+    before = token_file()
+    os.kill(pid, signal.SIGSTOP)
+    until("another daemon runs", lambda: daemon_pid() not in (0, pid))
+    answered("whoami")
+    same(token_file(), before, "the token")
+    assert_healthy(restarts=1)
+
+
+@check("SIGTERM while requests are under way: each is answered, then the daemon ends well")
+def _():
+    pid = serving()
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(Raw()) for _ in range(40)]
+        for connection in connections:
+            connection.enter(token())
+        for known in connections[::2]:
+            known.send(request("ping"))
+            same(known.receive()["result"], PONG, "before")
+        # They ask before it is told to end, but it can only look afterwards.
+        os.kill(pid, signal.SIGSTOP)
+        for connection in connections:
+            connection.send(request("ping"))
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
+        answers = [(connection.receive() or {}).get("result") == PONG for connection in connections]
+        same(answers.count(True), len(answers), "answered")
+        same([connection.receive() for connection in connections], [None] * len(answers), "what comes after")
+    until("the daemon has ended", lambda: show(SERVICE, "ActiveState") == "inactive")
+    same(show(SERVICE, "Result"), "success", "its end")
+    assert_healthy()
+
+
+@check("while the daemon drains systemd knows that it stops, and a client that comes then is served by the next")
+def _():
+    pid = serving()
+    with Raw() as quiet:
+        quiet.enter(token())
+        os.kill(pid, signal.SIGTERM)
+        until("systemd knows", lambda: show(SERVICE, "ActiveState") == "deactivating")
+        assert show(SERVICE, "StatusText").startswith("stopping"), show(SERVICE, "StatusText")
+        late = answered("whoami")["daemon"]["pid"]
+        assert late != pid, "the old one answered"
+        # It had not asked anything yet, and was let wait for a moment.
+        same(quiet.receive(), None, "the old connection")
+    same(daemon_pid(), late, "the daemon")
+    assert_healthy()
+
+
+@check("systemctl stop ends a daemon with a hundred open connections well within its time")
+def _():
+    serving()
+    secret = token()
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(Raw()).enter(secret)
+        systemctl("stop", SERVICE)
+        same(show(SERVICE, "Result"), "success", "its end")
+
+
+# --- sessions and secrets -----------------------------------------------------------------------
+
+
+def assert_no_secret_in_processes():
+    for place in ("cmdline", "environ"):
+        for path in glob.glob(f"/proc/[0-9]*/{place}"):
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                text = file.read().decode(errors="replace")
+                assert not any(secret in text for secret in secrets), f"a token stands in {path}"
+
+
+@check("a session's beginning and end stand in the journal under its id, and no token in any command line or environment")
+def _():
+    serving()
+    token()
+    since = journal_now()
+    inside = 'cat "$AUTHSOCK_TOKEN_FILE"; echo; authsock whoami --json; read -r _'
+    words = ["as-tester", "authsock", "run", "--name", "noted", "--", "sh", "-c", inside]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as session:
+        secret = session.stdout.readline().strip()
+        assert re.fullmatch("[0-9a-f]{64}", secret), "no token came out of the session's file"
+        secrets.add(secret)
+        text = ""
+        while True:
+            text += session.stdout.readline()
+            with contextlib.suppress(ValueError):
+                who = json.loads(text)
+                break
+        same(who["session"]["name"], "noted", "the session")
+        assert_no_secret_in_processes()
+        started = logged(since, AUTHSOCK_EVENT="session_started", AUTHSOCK_SESSION=who["session"]["id"])
+        same(started[0]["AUTHSOCK_PEER_UID"], str(TESTER), "its user")
+        same(started[0]["AUTHSOCK_PEER_PID"], str(who["session"]["leader"]["pid"]), "its leader")
+        session.stdin.close()
+    ended = logged(since, AUTHSOCK_EVENT="session_ended", AUTHSOCK_SESSION=who["session"]["id"])
+    assert ended[0]["AUTHSOCK_REASON"], "no reason"
+
+
+@check("the owner's token is rotated in place, and the next daemon goes by the new one")
+def _():
+    serving()
+    old = token()
+    same(authsock("token", "rotate", "--now").returncode, 0, "token rotate")
+    assert token() != old, "it is the same token"
+    same(oct(stat.S_IMODE(os.stat(TOKEN).st_mode)), "0o600", "its mode")
+    same(ask(old), "revoked", "the old one")
+    systemctl("restart", SERVICE)
+    same(ask(old), "denied", "the old one after a restart")
+    same(ask(token()), PONG, "the new one")
+
+
+# --- takeover -----------------------------------------------------------------------------------
+
+
+def uninstall():
+    """As where no unit was ever started: the file that a stopped one leaves is gone."""
+    systemctl("stop", SOCKET_UNIT, SERVICE)
+    os.unlink(SOCKET)
+
+
+@check("a daemon that a client started gives way to the unit's, with the same token")
+def _():
+    ground()
+    uninstall()
+    first = answered("status")
+    same(first["activation"], "on_demand", "activation")
+    same(first["sockets"], [f"{RUNTIME}/authsock-ondemand.sock"], "sockets")
+    before = token_file()
+    same(show(SERVICE, "ActiveState"), "inactive", "the service")
+    since = journal_now()
+    systemctl("start", SOCKET_UNIT)
+    second = answered("status")
+    same(second["activation"], "init", "activation")
+    same(second["pid"], daemon_pid(), "the daemon's process")
+    until("the other daemon has ended", lambda: not os.path.exists(f"/proc/{first['pid']}"))
+    assert not os.path.exists(f"{RUNTIME}/authsock-ondemand.sock"), "its socket is still there"
+    same(token_file(), before, "the token")
+    logged(since, AUTHSOCK_EVENT="takeover")
+    assert_healthy()
+
+
+@check("a daemon that a client started gives way even while a connection to it is open")
+def _():
+    ground()
+    uninstall()
+    first = answered("status")
+    with Raw(f"{RUNTIME}/authsock-ondemand.sock") as open_one:
+        open_one.enter(token())
+        systemctl("start", SOCKET_UNIT)
+        same(answered("status")["activation"], "init", "activation")
+        same(open_one.receive(), None, "the open connection")
+    until("the other daemon has ended", lambda: not os.path.exists(f"/proc/{first['pid']}"))
+    assert_healthy()
+
+
+# --- several sockets ----------------------------------------------------------------------------
+
+
+@check("a second ListenStream of the unit is served like the first")
+def _():
+    serving(authsock__socket="[Socket]\nListenStream=%t/authsock-second.sock\n")
+    same(answered("status")["sockets"], [SOCKET, f"{RUNTIME}/authsock-second.sock"], "sockets")
+    for path in (SOCKET, f"{RUNTIME}/authsock-second.sock"):
+        same(ask(token(), path=path), PONG, path)
+        same(answered("--socket", path, "whoami")["session"]["name"], "owner", path)
+
+
+@check("a socket that is named for a service that nobody configured answers unknown_service, and the status says so")
+def _():
+    unit = "[Socket]\nListenStream=%t/authsock-other.sock\nSocketMode=0600\nRemoveOnStop=yes\n"
+    serving(authsock_other__socket=unit + f"FileDescriptorName=other\nService={SERVICE}\n")
+    same(ask(token(), path=f"{RUNTIME}/authsock-other.sock"), "unknown_service", "there")
+    same(ask(token()), PONG, "at the usual place")
+    status_text('named "other"')
+
+
+@check("a datagram socket is named as an error and keeps nobody from the others")
+def _():
+    since = journal_now()
+    serving(authsock__socket="[Socket]\nListenDatagram=%t/authsock-datagram.sock\n")
+    same(ask(token()), PONG, "at the usual place")
+    status_text("descriptor 4")
+    status_text("not of type stream")
+    rejected = logged(since, AUTHSOCK_EVENT="socket_rejected")
+    assert "descriptor 4" in rejected[0]["MESSAGE"], rejected[0]["MESSAGE"]
+    assert_healthy()
+
+
+# --- the end ------------------------------------------------------------------------------------
+
+
+@check("in the whole journal and in the log of daemons that clients started there is not one token, be it the owner's or a session's")
+def _():
+    assert secrets, "no token was seen"
+    run("journalctl", "--sync")
+    text = run("journalctl", "-oexport", "--all").stdout.lower()
+    assert "authsock_event=refused" in text, "the journal was not read"
+    same(sum(secret in text for secret in secrets), 0, "tokens in the journal")
+    with open(f"{HOME}/.local/state/authsock/log", encoding="utf-8", errors="replace") as file:
+        text = file.read().lower()
+    assert "serving on" in text, "the log was not read"
+    same(sum(secret in text for secret in secrets), 0, "tokens in the log")
+
+
+def main():
+    print("      " + run("systemctl", "--version").stdout.splitlines()[0] + f", kernel {os.uname().release}, seed {SEED}")
+    failed = 0
+    for name, function in CHECKS:
+        if os.environ.get("ONLY", "") not in name:
+            continue
+        began, wall = time.monotonic(), time.time()
+        try:
+            function()
+        except Exception as error:  # a check that fails must not hide the ones behind it
+            failed += 1
+            place = traceback.extract_tb(error.__traceback__)
+            lines = ", ".join(str(step.lineno) for step in place if step.filename == __file__)
+            print(without_secrets(f"FAIL  {name}: {type(error).__name__}: {error} (lines {lines})"))
+            units = ["_SYSTEMD_USER_UNIT=authsock.service", "+", "USER_UNIT=authsock.service", "+", "USER_UNIT=authsock.socket"]
+            tail = run("journalctl", "-n12", "--no-pager", "-oshort-precise", f"--since=@{int(wall)}", *units)
+            print(without_secrets("".join(f"      | {line}\n" for line in tail.stdout.splitlines())), end="")
+        else:
+            print(f"ok    {name} ({time.monotonic() - began:.1f} s)")
+    print("end of the scenario")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
