@@ -100,8 +100,11 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             () = sleep_until(began + STOPPING_PATIENCE), if *stopping.borrow() => break,
         }
     }
-    // What the client sent meanwhile must not reset the connection under the last answer.
-    SCRATCH.with_borrow_mut(|scratch| while matches!(stream.try_read(scratch), Ok(1..)) {});
+    // What the client sent meanwhile must not reset the connection under the last answer; whoever
+    // never stops sending has no answer to lose.
+    SCRATCH.with_borrow_mut(|scratch| {
+        let _ = (0..WAITING_CHUNKS).take_while(|_| matches!(stream.try_read(scratch), Ok(1..))).count();
+    });
 }
 
 /// What a connection goes on with when the requests that are there have been taken.

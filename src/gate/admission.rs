@@ -3,7 +3,7 @@
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::Authenticated;
+use super::connection::{Authenticated, Parts};
 use super::line::{self, Buffer, Read};
 use super::seats::Seat;
 use super::{REFUSAL_TIMEOUT, Settings, Shared, http, lock, now};
@@ -118,7 +118,8 @@ pub(super) async fn converse(
                 realm: session.realm.to_string(),
             };
             let greeting = Answer::Accepted(brief).to_line().into_bytes();
-            return Some(Authenticated::assertion(stream, peer, admitted, way, rest, greeting, seat));
+            let parts = Parts { stream, early: rest, peer, admitted, way, seat };
+            return Some(Authenticated::assertion(parts, greeting));
         }
         (Ok(Outcome::Through { admitted, .. }), Some(Err(full))) => Refused {
             refusal: Refusal::new(Code::Busy, format!("connections: {full}")),

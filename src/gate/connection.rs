@@ -18,13 +18,8 @@ use crate::session::registry::Admitted;
 #[derive(Debug)]
 #[must_use = "dropping it closes the connection"]
 pub struct Authenticated {
-    stream: UnixStream,
-    peer: Peer,
-    admitted: Admitted,
-    way: Way,
-    early: Vec<u8>,
+    parts: Parts,
     greeting: Vec<u8>,
-    seat: Seat,
 }
 
 /// What a connection is made of.
@@ -46,26 +41,18 @@ pub struct Parts {
 
 impl Authenticated {
     /// Claims that all checks were made. Only [`super::Gate`] may.
-    pub(super) fn assertion(
-        stream: UnixStream,
-        peer: Peer,
-        admitted: Admitted,
-        way: Way,
-        early: Vec<u8>,
-        greeting: Vec<u8>,
-        seat: Seat,
-    ) -> Authenticated {
-        Authenticated { stream, peer, admitted, way, early, greeting, seat }
+    pub(super) fn assertion(parts: Parts, greeting: Vec<u8>) -> Authenticated {
+        Authenticated { parts, greeting }
     }
 
     /// What the token stands for.
     pub fn session(&self) -> &Session {
-        &self.admitted.session
+        &self.parts.admitted.session
     }
 
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
-        &self.peer
+        &self.parts.peer
     }
 
     /// Tells the client that it is in, and hands out the stream.
@@ -73,14 +60,12 @@ impl Authenticated {
     /// # Errors
     /// If the client has left.
     pub async fn announce(self) -> io::Result<Parts> {
-        let (greeting, parts) = self.into_unannounced();
-        line::write(&parts.stream, &greeting).await?;
-        Ok(parts)
+        line::write(&self.parts.stream, &self.greeting).await?;
+        Ok(self.parts)
     }
 
-    /// Hands out the stream and the line that the holder must write before anything else.
+    /// Hands out the line that the holder must write before anything else, and the stream.
     pub fn into_unannounced(self) -> (Vec<u8>, Parts) {
-        let Authenticated { stream, peer, admitted, way, early, greeting, seat } = self;
-        (greeting, Parts { stream, early, peer, admitted, way, seat })
+        (self.greeting, self.parts)
     }
 }
