@@ -356,3 +356,46 @@ fn a_client_that_reads_nothing_for_too_long_is_given_up() {
     while stream.write(request.as_bytes()).is_ok() {}
     assert_eq!(ground.json(["status"])["connections"], 1);
 }
+
+#[test]
+fn what_a_session_may_ask_for_ends_where_the_manual_says() {
+    let ground = Ground::new();
+    let _daemon = ground.serve();
+    let owner = ground.token_after_first_contact();
+    let mut client = Line::connect(&ground.init_socket());
+    assert_eq!(client.plain(&owner)["success"], true);
+    let scope = |number: usize, length: usize| {
+        let name = format!("service:{number:03}");
+        format!("{name}{}", "a".repeat(length - name.len()))
+    };
+    let scopes =
+        |count: usize, length: usize| (0..count).map(|number| scope(number, length)).collect::<Vec<_>>();
+    let mut number = 0;
+    let mut create = |field: &str, value: serde_json::Value| {
+        number += 1;
+        let digits = |length: usize| format!("{number:016x}").repeat(length / 16);
+        let mut params = json!({
+            "name": "n", "binding": "uid",
+            "verifier": { "token_id": digits(16), "stored_key": digits(64), "server_key": digits(64) },
+        });
+        params[field] = value;
+        client.call("session.create", &params)
+    };
+    for (field, good, bad) in [
+        ("scopes", json!(scopes(64, 20)), json!(scopes(65, 20))),
+        ("scopes", json!(scopes(64, 64)), json!([scopes(63, 64), scopes(1, 65)].concat())),
+        ("ttl_seconds", json!(1), json!(0)),
+        ("ttl_seconds", json!(366 * 86_400), json!(366 * 86_400 + 1)),
+        ("name", json!("n".repeat(64)), json!("n".repeat(65))),
+        ("name", json!("owners"), json!("owner")),
+        ("realm", json!("r".repeat(64)), json!("r".repeat(65))),
+    ] {
+        assert!(create(field, good)["result"]["session"]["id"].is_string(), "{field}");
+        let refused = create(field, bad);
+        assert_eq!(refused["error"]["code"], -32602, "{field}: {refused}");
+    }
+    for (grace, good) in [(86_400, true), (86_401, false)] {
+        let answer = client.call("session.rotate", &json!({ "grace_seconds": grace }));
+        assert_eq!(answer["result"].is_object(), good, "{answer}");
+    }
+}
