@@ -377,13 +377,7 @@ pub fn read_configuration(path: &Path, limit: usize) -> Result<String, Unusable>
     if file_type(&stat) != SFlag::S_IFREG {
         return Err(Unusable::new(path, Problem::NotA { expected: "regular file" }));
     }
-    if stat.st_uid != own_uid() && stat.st_uid != 0 {
-        return Err(Unusable::new(path, Problem::NotOurs { owner: stat.st_uid, expected: own_uid() }));
-    }
-    let mode = permissions(&stat);
-    if mode & 0o022 != 0 {
-        return Err(Unusable::new(path, Problem::OthersMayWrite { mode }));
-    }
+    refuse_strangers(path, &stat, own_uid(), 0o022)?;
     let mut text = String::new();
     File::from(fd)
         .take(limit as u64 + 1)
@@ -405,13 +399,7 @@ pub fn list_configuration(path: &Path) -> Result<Vec<PathBuf>, Unusable> {
         Errno::ENOENT => Unusable::new(path, Problem::Missing),
         errno => Unusable::io(path, "examine", errno),
     })?;
-    if stat.st_uid != own_uid() && stat.st_uid != 0 {
-        return Err(Unusable::new(path, Problem::NotOurs { owner: stat.st_uid, expected: own_uid() }));
-    }
-    let mode = permissions(&stat);
-    if mode & 0o022 != 0 {
-        return Err(Unusable::new(path, Problem::OthersMayWrite { mode }));
-    }
+    refuse_strangers(path, &stat, own_uid(), 0o022)?;
     let entries = std::fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
     let entries = entries.map_err(|error| Unusable::io(path, "list", error))?;
     Ok(entries.into_iter().map(|entry| entry.path()).collect())
@@ -443,11 +431,17 @@ impl Lock {
 /// in a sticky one (/tmp) nobody can.
 fn refuse_writable_by_others(path: &Path, owner: u32) -> Result<(), Unusable> {
     let stat = stat::stat(path).map_err(|errno| Unusable::io(path, "examine", errno))?;
+    let is_sticky = permissions(&stat) & 0o1000 != 0;
+    refuse_strangers(path, &stat, owner, if is_sticky { 0 } else { 0o022 })
+}
+
+/// Refuses what neither `owner` nor root owns, and what has any of these permission bits for others.
+fn refuse_strangers(path: &Path, stat: &FileStat, owner: u32, others: u32) -> Result<(), Unusable> {
     if stat.st_uid != owner && stat.st_uid != 0 {
         return Err(Unusable::new(path, Problem::NotOurs { owner: stat.st_uid, expected: owner }));
     }
-    let mode = permissions(&stat);
-    if mode & 0o022 != 0 && mode & 0o1000 == 0 {
+    let mode = permissions(stat);
+    if mode & others != 0 {
         return Err(Unusable::new(path, Problem::OthersMayWrite { mode }));
     }
     Ok(())
