@@ -436,9 +436,7 @@ impl Server {
                 let mut complaints = self.complaints.clone();
                 match load_config(&self.places, self.options.config.as_deref()) {
                     Ok(config) => {
-                        let (settings, complaint) = settings(&config, self.options.descriptors);
-                        complaints.extend(complaint);
-                        gate.set(settings);
+                        gate.set(settings(&config, self.options.descriptors).0);
                         lock(hub.sessions.registry()).set_capacity(capacity(&config));
                         *lock(&hub.config) = Arc::new(config);
                         tracing::info!(authsock_event = "reloaded", "the configuration was read again");
@@ -450,6 +448,8 @@ impl Server {
                         complaints.push(words.split_whitespace().collect::<Vec<_>>().join(" "));
                     }
                 }
+                // Of what holds now, be it new or what was read before.
+                complaints.extend(settings(&lock(&hub.config), self.options.descriptors).1);
                 *lock(&hub.complaints) = complaints;
             }
         }

@@ -197,3 +197,20 @@ fn the_log_on_a_terminal_or_file_is_readable_lines() {
     assert!(line.contains("INFO") && line.contains("(demo)"), "{line}");
     assert!(!line.contains("authsock_event"), "fields are for the journal: {line}");
 }
+
+#[test]
+fn too_few_descriptors_for_the_limits_are_complained_of_also_after_a_reload_that_failed() {
+    let ground = Ground::new();
+    let daemon = ground.serve_as(|command| {
+        let mut inner = ground.command("sh");
+        inner.args(["-c", "ulimit -n 256; LISTEN_PID=$$ exec \"$0\" serve", crate::ground::AUTHSOCK]);
+        crate::ground::become_instead(command, &inner);
+    });
+    let complaints = || ground.json(["status"])["complaints"].to_string();
+    assert!(complaints().contains("RLIMIT_NOFILE"), "{}", complaints());
+    ground.configure("nonsense");
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("reload failed");
+    let after = complaints();
+    assert!(after.contains("RLIMIT_NOFILE") && after.contains("reload failed"), "{after}");
+}
