@@ -15,6 +15,7 @@ use crate::kernel::process::{Identity, Process};
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
 use crate::session::registry::{Admitted, Maker, NewSession, NotMade, Registry};
+use crate::session::scope::Scope;
 use crate::session::{EndReason, Millis, Session, SessionId};
 
 /// Longest sleep of the clock; a suspended machine's clock may jump.
@@ -146,6 +147,15 @@ impl Sessions {
         }
         self.clock.notify_one();
         Ok(session.token_id)
+    }
+
+    /// Changes what the sessions of a system daemon's users may do. What was made below them and has
+    /// more than that ends.
+    pub(super) fn narrow_users(&self, scopes: &[Scope]) {
+        let wider = lock(&self.registry).set_user_scopes(scopes);
+        for id in wider {
+            self.end(&id, EndReason::Revoked);
+        }
     }
 
     /// Forgets the lifelines that nobody watches any more.

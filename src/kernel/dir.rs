@@ -276,6 +276,50 @@ impl Dir {
         self.sync(&path)
     }
 
+    /// As [`Dir::replace`], for a file that belongs to another user: it is that user's, and whole,
+    /// before it has its name.
+    ///
+    /// # Errors
+    /// [`Unusable`]; `EPERM` without CAP_CHOWN.
+    pub fn replace_for(&self, name: &str, bytes: &[u8], owner: u32) -> Result<(), Unusable> {
+        let path = self.join(name);
+        let temporary = Temporary::write_named(self, bytes)?;
+        unistd::fchown(&temporary.file, Some(owner.into()), None)
+            .map_err(|errno| Unusable::io(&path, "give away", errno))?;
+        temporary.rename(self, name).map_err(|errno| Unusable::io(&path, "replace", errno))?;
+        self.sync(&path)
+    }
+
+    /// Opens a directory below this one, and makes it if it is missing, through which others may pass
+    /// without seeing what is in it (0711).
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub fn open_or_create_passage(&self, name: &str) -> Result<Dir, Unusable> {
+        const PASSAGE: u32 = 0o711;
+        let dir = Dir::open_or_create(&self.join(name), own_uid())?;
+        #[allow(clippy::useless_conversion)] // mode_t is 16 bits wide on macOS
+        let mode = Mode::from_bits_truncate(PASSAGE as libc::mode_t);
+        stat::fchmod(&dir.fd, mode).map_err(|errno| Unusable::io(&dir.path, "set the mode of", errno))?;
+        Ok(dir)
+    }
+
+    /// Whether anything has this name here.
+    pub fn has(&self, name: &str) -> bool {
+        stat::fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// The names of what lies here, in no order.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub fn names(&self) -> Result<Vec<String>, Unusable> {
+        let failed = |error: io::Error| Unusable::io(&self.path, "list", error);
+        let entries = std::fs::read_dir(&self.path).map_err(failed)?;
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect::<io::Result<_>>().map_err(failed)
+    }
+
     /// Gives a file of this directory the name of another, which is replaced.
     ///
     /// # Errors

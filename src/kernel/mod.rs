@@ -3,6 +3,7 @@
 
 use std::io;
 
+pub mod accounts;
 pub mod dir;
 pub mod fds;
 pub mod peer;

@@ -61,8 +61,10 @@ pub struct Maker {
 /// Why a session was not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotMade {
-    /// Only the owner chooses a realm.
-    #[error("realm {0}: only the owner's session names a realm; this session's children are in its own")]
+    /// Only the owner, or a user's own session, chooses a realm.
+    #[error(
+        "realm {0}: only the session of the owner or of a user names a realm; this session's children are in its own"
+    )]
     Realm(Realm),
     /// A child is bound at least as tightly as its parent.
     #[error("binding {0} is wider than the parent session's")]
@@ -201,6 +203,8 @@ pub struct Registry {
     graces: BTreeSet<(Millis, TokenId)>,
     per_uid: HashMap<u32, usize>,
     leaders: Leaders,
+    /// Users that have a session which stands for them.
+    users: BTreeSet<u32>,
 }
 
 impl Registry {
@@ -236,7 +240,69 @@ impl Registry {
             graces: BTreeSet::new(),
             per_uid: HashMap::new(),
             leaders: Leaders::default(),
+            users: BTreeSet::new(),
         }
+    }
+
+    /// Puts a session into the registry that stands for a user of a system daemon, below the owner's.
+    /// If there is one, it gets this token instead, and its old one is worth nothing.
+    pub fn set_user(&mut self, uid: u32, verifier: Verifier, scopes: &[Scope], now: Millis) {
+        let id = SessionId::of_user(uid);
+        let before = self.sessions.remove(&id);
+        for token_id in before.iter().flat_map(|living| living.tokens.clone()) {
+            self.retire_token(token_id, EndReason::Revoked, now);
+        }
+        let token_id = verifier.id();
+        let session = Session {
+            id: id.clone(),
+            #[allow(clippy::expect_used)] // a constant that the tests read
+            name: super::USER.parse().expect("user is a name"),
+            realm: Realm::default(),
+            uid,
+            leader: None,
+            cwd: None,
+            parent: Some(SessionId::owner()),
+            scopes: Scopes::all().narrowed_to(scopes),
+            binding: Binding::Uid,
+            created: before.map_or(now, |living| living.session.created),
+            expires: None,
+            token_id,
+        };
+        self.credentials.insert(token_id, Credential { verifier, session: id.clone(), until: None });
+        self.users.insert(uid);
+        self.sessions.insert(id, Living { session: Arc::new(session), tokens: vec![token_id] });
+    }
+
+    /// Whether a session stands for this user.
+    pub fn has_user(&self, uid: u32) -> bool {
+        self.users.contains(&uid)
+    }
+
+    /// Changes what the sessions that stand for users may do. Gives the sessions below them that have
+    /// more than that now: they must be ended.
+    #[must_use]
+    pub fn set_user_scopes(&mut self, scopes: &[Scope]) -> Vec<SessionId> {
+        let scopes = Scopes::all().narrowed_to(scopes);
+        for uid in &self.users {
+            if let Some(living) = self.sessions.get_mut(&SessionId::of_user(*uid)) {
+                living.session =
+                    Arc::new(Session { scopes: scopes.clone(), ..Session::clone(&living.session) });
+            }
+        }
+        let is_below_a_user = |session: &Session| {
+            let mut parent = session.parent.as_ref();
+            while let Some(id) = parent.filter(|id| !id.stands_for_somebody()) {
+                parent = self.sessions.get(id).and_then(|living| living.session.parent.as_ref());
+            }
+            parent.is_some_and(|id| *id != SessionId::owner())
+        };
+        self.sessions
+            .values()
+            .map(|living| &living.session)
+            .filter(|session| !session.stands_for_somebody() && is_below_a_user(session))
+            .filter(|session| !session.scopes.iter().all(|scope| scopes.permits(scope)))
+            .map(|session| session.id.clone())
+            .collect()
     }
 
     /// Changes how many sessions fit; those that live stay.
@@ -293,8 +359,13 @@ impl Registry {
             let reason = format!("the session is of uid {}, the process of uid {}", session.uid, comer.uid);
             return refuse(Code::Binding, id, reason);
         }
-        let (bound, words) = if session.is_owner() {
-            (self.owner_is_outside(comer), "the owner's token was used at or below a session's leader")
+        let (bound, words) = if session.stands_for_somebody() {
+            let words = if session.is_owner() {
+                "the owner's token was used at or below a session's leader"
+            } else {
+                "the user's own token was used at or below a session's leader"
+            };
+            (self.is_outside(comer), words)
         } else {
             (
                 self.is_bound(session, comer),
@@ -331,7 +402,7 @@ impl Registry {
     }
 
     /// Who runs inside a session must not be the owner, although it can read the owner's file.
-    fn owner_is_outside(&self, comer: &Comer<'_>) -> io::Result<bool> {
+    fn is_outside(&self, comer: &Comer<'_>) -> io::Result<bool> {
         // Where the platform cannot walk up (macOS), no session is bound to a tree either.
         if self.leaders.marks.is_empty() || !cfg!(target_os = "linux") {
             return Ok(true);
@@ -364,15 +435,17 @@ impl Registry {
             return Err(NotMade::Rotated);
         }
         let realm = match new.realm {
-            Some(realm) if realm != parent.realm && !parent.is_owner() => return Err(NotMade::Realm(realm)),
+            Some(realm) if realm != parent.realm && !parent.stands_for_somebody() => {
+                return Err(NotMade::Realm(realm));
+            }
             Some(realm) => realm,
             None => parent.realm.clone(),
         };
         if new.binding > parent.binding {
             return Err(NotMade::Binding(new.binding));
         }
-        // The owner's session does not count against the limit that it enforces.
-        if self.sessions.len() > self.capacity.sessions {
+        // Sessions that stand for somebody do not count against the limit that they enforce.
+        if self.len() >= self.capacity.sessions {
             return Err(NotMade::Full(self.capacity.sessions));
         }
         // The kernel's word; root may come in for a user and stays that user's guest.
@@ -418,10 +491,10 @@ impl Registry {
     }
 
     /// Ends a session and all that came from it, leaves first. Ending what has ended is nothing.
-    /// The owner's session cannot end.
+    /// What stands for the owner or a user cannot end.
     pub fn end(&mut self, id: &SessionId, reason: EndReason, now: Millis) -> Vec<(Arc<Session>, EndReason)> {
         let mut ended = Vec::new();
-        if *id != SessionId::owner() {
+        if !id.stands_for_somebody() {
             self.end_below(id, &reason, now, &mut ended);
         }
         ended
@@ -560,9 +633,9 @@ impl Registry {
         self.sessions.range::<SessionId, _>((from, Bound::Unbounded)).map(|(_, living)| &living.session)
     }
 
-    /// How many sessions live, the owner's not counted.
+    /// How many sessions live, those that stand for the owner and for users not counted.
     pub fn len(&self) -> usize {
-        self.sessions.len() - 1
+        self.sessions.len() - 1 - self.users.len()
     }
 
     /// How many processes live that lead a session, or led one.
@@ -608,6 +681,46 @@ mod tests {
     use super::*;
     use crate::kernel::process::Pid;
     use crate::secret::token::Token;
+
+    /// Two users of a system daemon, each with a session below the own one.
+    #[test]
+    fn users_reach_their_own_sessions_only_and_the_owner_all() {
+        let (mut registry, _) = fixture();
+        let all = Scopes::default_of_a_run().iter().cloned().collect::<Vec<_>>();
+        let sessions: Vec<(Admitted, Arc<Session>)> = [2001u32, 2002]
+            .into_iter()
+            .map(|uid| {
+                let token = verifier();
+                let id = token.id();
+                registry.set_user(uid, token, &all, NOW);
+                let user = come(&registry, id, uid, &[uid, 1]).unwrap();
+                let maker = Maker { uid, leader: process(uid + 10), cwd: None };
+                let (made, _) = registry.create(&user, maker, ask("one"), NOW).unwrap();
+                (user, made)
+            })
+            .collect();
+        let (ada, bob) = (&sessions[0], &sessions[1]);
+        assert!(registry.reaches(&ada.0.session, &ada.1.id) && !registry.reaches(&ada.0.session, &bob.1.id));
+        assert!(!registry.reaches(&ada.0.session, &bob.0.session.id));
+        assert!(registry.reaches(&registry.get(&SessionId::owner()).unwrap().clone(), &bob.1.id));
+        assert_eq!(registry.len(), 2, "what stands for users is not counted");
+        // The one user's token in the other's hands, in the own session, and in root's.
+        assert_eq!(come(&registry, ada.0.token_id, 2002, &[9, 1]).unwrap_err().code, Code::Binding);
+        assert_eq!(come(&registry, ada.0.token_id, 2001, &[8, 2011, 1]).unwrap_err().code, Code::Binding);
+        assert!(come(&registry, ada.0.token_id, 0, &[9, 1]).is_ok());
+        assert!(registry.end(&ada.0.session.id, EndReason::Revoked, NOW).is_empty(), "it does not end");
+        // A new token: the old one is worth nothing, and the session below it stays.
+        registry.set_user(2001, verifier(), &all, NOW);
+        assert_eq!(come(&registry, ada.0.token_id, 2001, &[9, 1]).unwrap_err().code, Code::Revoked);
+        assert!(registry.get(&ada.1.id).is_some());
+        // Fewer scopes: what has more must end.
+        assert!(registry.set_user_scopes(&all).is_empty());
+        let mut wider = registry.set_user_scopes(&[]);
+        wider.sort();
+        let mut both = vec![ada.1.id.clone(), bob.1.id.clone()];
+        both.sort();
+        assert_eq!(wider, both);
+    }
 
     const NOW: Millis = 1_000_000;
     const UID: u32 = 1000;
