@@ -76,6 +76,10 @@ pub(super) enum Verb {
     /// List or end sessions
     #[command(subcommand)]
     Session(Session),
+    /// Set authsock up with the init system (systemd, launchd): it owns the socket from then on
+    Install(Install),
+    /// Take away everything that `install` set up, and what the daemon left
+    Uninstall(Uninstall),
     /// Replace the token of the session that this process belongs to
     #[command(subcommand)]
     Token(Token),
@@ -86,6 +90,29 @@ pub(super) struct Serve {
     /// Started by a client, which holds the other end of standard error
     #[arg(long, hide = true)]
     pub(super) on_demand: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Install {
+    /// For this user alone (the default); --system is for all
+    #[arg(long, conflicts_with = "system")]
+    pub(super) user: bool,
+    /// Only say what would be done
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Uninstall {
+    /// What is for this user alone (the default); --system is for all
+    #[arg(long, conflicts_with = "system")]
+    pub(super) user: bool,
+    /// Only say what would be done
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Remove the configuration too
+    #[arg(long)]
+    pub(super) purge: bool,
 }
 
 #[derive(Debug, clap::Args)]

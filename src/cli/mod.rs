@@ -3,6 +3,7 @@
 
 mod args;
 mod call;
+mod install;
 mod logging;
 mod output;
 mod run;
@@ -113,6 +114,8 @@ pub fn main() -> ExitCode {
     let done = match verb {
         Verb::Serve(args) => serve::serve(&common, &args),
         Verb::Run(args) => return finish_run(run::run(&common, args), &output),
+        Verb::Install(args) => install::install(&common, &args, &output),
+        Verb::Uninstall(args) => install::uninstall(&common, &args, &output),
         Verb::Whoami => with_client(&common, async |client| whoami::whoami(client, &output).await),
         Verb::Status => with_client(&common, async |client| status::status(client, &output).await),
         Verb::Call(args) => with_client(&common, async |client| call::call(client, &args, &output).await),

@@ -46,6 +46,12 @@ impl Output {
         self.print(&format!("{line}\n"))
     }
 
+    /// Sentences, one to a line.
+    pub(super) fn lines(&self, lines: &[String]) -> io::Result<()> {
+        let text: String = lines.iter().map(|line| format!("{}\n", printable(line))).collect();
+        self.print(&text)
+    }
+
     /// Names and what they stand for, below each other.
     pub(super) fn fields(&self, fields: &[(&str, String)]) -> io::Result<()> {
         let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);

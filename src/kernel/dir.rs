@@ -276,6 +276,19 @@ impl Dir {
         self.sync(&path)
     }
 
+    /// As [`Dir::replace`], for a file that all may read (0644).
+    ///
+    /// # Errors
+    /// [`Unusable`]; the old file is then untouched.
+    pub fn publish(&self, name: &str, bytes: &[u8]) -> Result<(), Unusable> {
+        let path = self.join(name);
+        let temporary = Temporary::write_named(self, bytes)?;
+        stat::fchmod(&temporary.file, Mode::from_bits_truncate(0o644))
+            .map_err(|errno| Unusable::io(&path, "set the mode of", errno))?;
+        temporary.rename(self, name).map_err(|errno| Unusable::io(&path, "replace", errno))?;
+        self.sync(&path)
+    }
+
     /// As [`Dir::replace`], for a file that belongs to another user: it is that user's, and whole,
     /// before it has its name.
     ///
@@ -452,6 +465,26 @@ pub fn list_configuration(path: &Path) -> Result<Vec<PathBuf>, Unusable> {
 /// Whom a lock file names as its holder; for messages only.
 pub fn noted_holder(path: &Path) -> Option<u32> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Examines a program that an init system shall start: a regular file of `owner` or root that nobody
+/// else can change or put another in place of.
+///
+/// # Errors
+/// [`Unusable`], naming the path and the remedy.
+pub fn examine_program(path: &Path, owner: u32) -> Result<(), Unusable> {
+    let stat = stat::stat(path).map_err(|errno| match errno {
+        Errno::ENOENT => Unusable::new(path, Problem::Missing),
+        errno => Unusable::io(path, "examine", errno),
+    })?;
+    if file_type(&stat) != SFlag::S_IFREG {
+        return Err(Unusable::new(path, Problem::NotA { expected: "regular file" }));
+    }
+    refuse_strangers(path, &stat, owner, 0o022)?;
+    match path.parent() {
+        Some(parent) => refuse_writable_by_others(parent, owner),
+        None => Ok(()),
+    }
 }
 
 /// A lock that ends with this value, or with the process.
