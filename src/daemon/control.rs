@@ -338,7 +338,7 @@ fn not_made(error: NotMade) -> RpcError {
         NotMade::Full(_) | NotMade::FullForUid(_) => ErrorCode::LimitReached,
         NotMade::TokenTaken => ErrorCode::InvalidParams,
         NotMade::ParentEnded => ErrorCode::NotFound,
-        NotMade::NoRandomness => ErrorCode::Unavailable,
+        NotMade::NoRandomness | NotMade::NotKept(_) => ErrorCode::Unavailable,
     };
     RpcError::new(code, error.to_string())
 }

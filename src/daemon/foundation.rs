@@ -1,10 +1,11 @@
-//! What a daemon stands on: configuration, state directory, lock, token. It is all there or the daemon cannot serve.
+//! What a daemon stands on: configuration, state directory, lock, token, the sessions' records. It is all there or the daemon cannot serve.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::store::Store;
 use crate::client::{self, Client};
 use crate::config::{BadConfig, Config};
 use crate::init::Starter;
@@ -49,10 +50,11 @@ pub(super) struct Foundation {
     pub(super) state: Dir,
     pub(super) owner: Verifier,
     pub(super) lock: Lock,
+    pub(super) store: Store,
 }
 
 impl Foundation {
-    /// Lays it, in this order: configuration, directory, lock, token. What is there is kept. A daemon
+    /// Lays it, in this order: configuration, directory, lock, token, records. What is there is kept. A daemon
     /// that answers clients meanwhile has no `patience` to wait for one that is ending.
     pub(super) async fn lay(
         starter: Starter,
@@ -82,7 +84,8 @@ impl Foundation {
                 path.display()
             ),
         }
-        Ok(Foundation { config, state, owner: Verifier::of(&token), lock })
+        let store = Store::open(&state)?;
+        Ok(Foundation { config, state, owner: Verifier::of(&token), lock, store })
     }
 }
 

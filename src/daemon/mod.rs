@@ -7,6 +7,7 @@ mod foundation;
 mod lifecycle;
 mod serve;
 mod sessions;
+mod store;
 
 pub use control::{METHODS, Method};
 pub use foundation::CannotServe;

@@ -252,10 +252,10 @@ impl Server {
     async fn lay_foundation(&mut self, patience: Duration) -> Result<(), Fatal> {
         let laid =
             Foundation::lay(self.starter, &self.places, self.options.config.as_deref(), patience).await;
-        let Foundation { config, state, owner, lock } = laid?;
+        let Foundation { config, state, owner, lock, store } = laid?;
         let uid = own_uid();
         let registry = Registry::new(uid, owner, now(), capacity(&config));
-        let sessions = Sessions::new(registry, self.changed.clone());
+        let sessions = Sessions::new(registry, store, self.changed.clone());
         let (settings, complaint) = settings(&config, self.options.descriptors);
         let gate = gate_on(&self.doors, sessions.registry().clone(), settings)?;
         let mut complaints = self.complaints.clone();
