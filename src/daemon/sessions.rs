@@ -89,7 +89,7 @@ impl Sessions {
             {
                 registry.take_back(&session, is_new_leader);
                 self.store.forget(&session.id);
-                return Err(not_kept(&session, &error));
+                return Err(not_kept(&session, error));
             }
             (session, is_new_leader)
         };
@@ -164,7 +164,7 @@ impl Sessions {
                 Err(error) => {
                     // What was there before holds, should the file have been replaced all the same.
                     let _ = registry.record(id).map(|before| self.store.save(&before));
-                    return Err(not_kept(&record.session, &error));
+                    return Err(not_kept(&record.session, error));
                 }
             }
             registry.rotate(asker, id, verifier, grace, now)?
@@ -201,7 +201,11 @@ impl Sessions {
 }
 
 /// Logs that a session's record could not be written, and says so to whoever asked.
-fn not_kept(session: &Session, error: &NotKept) -> NotMade {
+fn not_kept(session: &Session, error: NotKept) -> NotMade {
+    let error = match error {
+        NotKept::TooLong(error) => return NotMade::TooLong(error),
+        NotKept::Unusable(error) => error,
+    };
     tracing::error!(
         authsock_event = "not_kept",
         authsock_session = session.id.as_str(),

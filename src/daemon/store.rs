@@ -153,10 +153,12 @@ impl Store {
 
     /// Reads whatever there is. What is no record is left where it is, and said.
     fn read_all(&self) -> Vec<Found> {
-        let names = self.dir.list().unwrap_or_else(|error| {
+        let mut names = self.dir.list().unwrap_or_else(|error| {
             tracing::error!(authsock_event = "records_unread", "the sessions of before are lost: {error}");
             Vec::new()
         });
+        // By age, which is how ids sort: of what a leader ended the oldest goes first.
+        names.sort();
         let mut found = Vec::with_capacity(names.len());
         for name in names {
             let shown = self.dir.path().join(&name);

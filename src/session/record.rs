@@ -52,7 +52,7 @@ pub enum NotARecord {
 
 /// The record would have more bytes than are read back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("its record would have more than {RECORD_MAX} bytes; give it fewer scopes")]
+#[error("the session's record would have more than {RECORD_MAX} bytes; give it fewer scopes")]
 pub struct TooLong;
 
 /// Only the version, to be looked at before all else.

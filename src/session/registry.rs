@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use super::record::Record;
+use super::record::{Record, TooLong};
 use super::scope::{Scope, Scopes};
 use super::{Binding, EndReason, Millis, Name, Realm, Session, SessionId};
 use crate::kernel::is_exhausted;
@@ -89,6 +89,9 @@ pub enum NotMade {
     /// What would not outlive the daemon is not promised.
     #[error("the session cannot be recorded: {0}")]
     NotKept(String),
+    /// Nor what would not be read back.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
 }
 
 /// Why a session that a record tells of does not live on.

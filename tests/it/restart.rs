@@ -406,6 +406,87 @@ fn sessions_that_do_not_fit_any_more_end_and_the_log_says_so() {
 }
 
 #[test]
+fn what_was_answered_is_on_record_when_the_daemon_is_killed_at_work() {
+    let ground = Ground::new();
+    let mut daemon = ground.serve();
+    let owner = ground.token_after_first_contact();
+    let mut client = Line::connect(&ground.init_socket());
+    assert_eq!(client.plain(&owner)["success"], true);
+    let (first, verifier) = minted();
+    let wish = json!({ "name": "first", "binding": "uid", "verifier": verifier });
+    assert!(client.call("session.create", &wish)["result"].is_object());
+    // This process leads a session now, and asks as that.
+    for answers in [0, 1, 7, 60] {
+        let mut client = Line::connect(&ground.init_socket());
+        assert_eq!(client.plain(&first.reveal())["success"], true);
+        let mut asked = String::new();
+        for id in 0..100 {
+            let params = json!({ "name": "many", "binding": "uid", "verifier": minted().1 });
+            let call = json!({ "jsonrpc": "2.0", "id": id, "method": "session.create", "params": params });
+            asked.push_str(&format!("{call}\n"));
+        }
+        client.send(&asked);
+        let mut promised = Vec::new();
+        for _ in 0..answers {
+            promised.push(client.receive().unwrap());
+        }
+        daemon = restart(&ground, daemon, Signal::SIGKILL);
+        // What was still on its way counts as answered too.
+        while let Some(answer) = client.receive() {
+            promised.push(answer);
+        }
+        let mut again = Line::connect(&ground.init_socket());
+        assert_eq!(again.plain(&first.reveal())["success"], true);
+        let (mut ids, mut after) = (Vec::new(), Value::Null);
+        loop {
+            let page = again.call("session.list", &json!({ "after": after }));
+            let sessions = page["result"]["sessions"].as_array().unwrap();
+            ids.extend(sessions.iter().map(|session| session["id"].clone()));
+            after = page["result"]["next"].clone();
+            if after.is_null() {
+                break;
+            }
+        }
+        for answer in &promised {
+            assert!(ids.contains(&answer["result"]["session"]["id"]), "{answer}");
+        }
+        assert!(!daemon.stderr().contains("record_ignored") && !daemon.stderr().contains("WARN"));
+    }
+}
+
+#[test]
+fn a_session_that_could_not_be_read_back_is_not_made() {
+    let ground = Ground::new();
+    let daemon = ground.serve();
+    let mut token = ground.token_after_first_contact();
+    let mut made = 0;
+    let refused = loop {
+        let (next, verifier) = minted();
+        // Below the first, everything of the parent's and sixty more, each within the bounds of a call.
+        let mut scopes: Vec<String> = (0..60)
+            .map(|number| format!("events:publish:{made:03}.{number:03}.{}", "s".repeat(40)))
+            .collect();
+        scopes.extend([if made == 0 { "events:publish:>" } else { ">" }.into(), "session:create".into()]);
+        let wish = json!({ "name": "deep", "binding": "uid", "scopes": scopes, "verifier": verifier });
+        let mut client = Line::connect(&ground.init_socket());
+        assert_eq!(client.plain(&token)["success"], true);
+        let answer = client.call("session.create", &wish);
+        if answer["error"].is_object() {
+            break answer;
+        }
+        token = next.reveal().to_string();
+        made += 1;
+    };
+    assert_eq!(refused["error"]["code"], -32003, "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("fewer scopes"), "{refused}");
+    assert_eq!(names(&records(&ground)).len(), made);
+    let _daemon = restart(&ground, daemon, Signal::SIGKILL);
+    let mut client = Line::connect(&ground.init_socket());
+    assert_eq!(client.plain(&token)["success"], true, "the longest of them lives on");
+    assert_eq!(client.call("status", &json!({}))["result"]["sessions"], made);
+}
+
+#[test]
 fn no_space_for_a_record_means_no_session_and_no_file() {
     if skip_unless(is_root(), "mounting a small file system needs root") {
         return;
