@@ -24,11 +24,57 @@ pub enum Plain {
     None,
 }
 
+/// Most users, and most groups, that a policy names.
+pub const ACCOUNTS_MAX: usize = 1024;
+
+/// A user or a group, by name or by number.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Account {
+    /// By number.
+    Number(u32),
+    /// By name, looked up when the configuration is read.
+    Name(String),
+}
+
+impl std::fmt::Display for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Account::Number(number) => number.fmt(f),
+            Account::Name(name) => write!(f, "{name:?}"),
+        }
+    }
+}
+
+/// As many accounts as a policy may name.
+#[derive(Debug)]
+struct Accounts(Vec<Account>);
+
+impl<'de> Deserialize<'de> for Accounts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Accounts, D::Error> {
+        let accounts = Vec::<Account>::deserialize(deserializer)?;
+        if accounts.len() > ACCOUNTS_MAX {
+            return Err(D::Error::custom(format!("more than {ACCOUNTS_MAX} are named")));
+        }
+        // -1 means "no change" to chown(2) and nobody to the kernel.
+        if accounts.contains(&Account::Number(u32::MAX)) || accounts.contains(&Account::Name(String::new())) {
+            return Err(D::Error::custom("an account that cannot exist is named"));
+        }
+        Ok(Accounts(accounts))
+    }
+}
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// `policy.allow_root`: whether root may connect to a user's daemon. Default false.
     pub allow_root: bool,
+    /// `policy.users`, at most 1024: who may use a daemon of the whole machine. Default nobody.
+    pub users: Vec<Account>,
+    /// `policy.groups`, at most 1024: whose members may. Default none.
+    pub groups: Vec<Account>,
+    /// `policy.scopes`: what each user's own session may do there. Default: what `run` gives.
+    pub scopes: Option<Vec<String>>,
     /// `handshake.plain`. Default all.
     pub plain: Plain,
     /// `handshake.timeout_seconds`, 1 to 60: from accept to result. Default 5.
@@ -56,6 +102,8 @@ pub struct Config {
     /// `client.allow_unbound`: go on where the daemon's kernel sees another process than this
     /// client, as behind a forwarded socket. Default false.
     pub allow_unbound: bool,
+    /// `client.system`: clients use the daemon of the whole machine. Default false.
+    pub system: bool,
     /// `client.timeout_seconds`, 1 to 3600: for a whole exchange. Default 30.
     pub client_timeout: Duration,
 }
@@ -64,6 +112,9 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             allow_root: false,
+            users: Vec::new(),
+            groups: Vec::new(),
+            scopes: None,
             plain: Plain::All,
             handshake_timeout: Duration::from_secs(5),
             unauthenticated: 1024,
@@ -77,6 +128,7 @@ impl Default for Config {
             idle_exit: Some(Duration::from_secs(300)),
             drain: Duration::from_secs(5),
             allow_unbound: false,
+            system: false,
             client_timeout: Duration::from_secs(30),
         }
     }
@@ -137,6 +189,9 @@ struct File {
 #[serde(deny_unknown_fields, default)]
 struct PolicyTable {
     allow_root: Option<bool>,
+    users: Option<Accounts>,
+    groups: Option<Accounts>,
+    scopes: Option<Vec<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -170,6 +225,7 @@ struct LifecycleTable {
 #[serde(deny_unknown_fields, default)]
 struct ClientTable {
     allow_unbound: Option<bool>,
+    system: Option<bool>,
     timeout_seconds: Option<Bounded<1, 3600>>,
 }
 
@@ -217,6 +273,9 @@ impl Config {
         }
         let File { policy, handshake, limits, lifecycle, client } = file;
         set(&mut self.allow_root, policy.allow_root);
+        set(&mut self.users, policy.users.map(|users| users.0));
+        set(&mut self.groups, policy.groups.map(|groups| groups.0));
+        set(&mut self.scopes, policy.scopes.map(Some));
         set(&mut self.plain, handshake.plain);
         set(&mut self.handshake_timeout, handshake.timeout_seconds.map(Bounded::seconds));
         set(&mut self.unauthenticated, handshake.unauthenticated.map(Bounded::count));
@@ -231,6 +290,7 @@ impl Config {
         set(&mut self.idle_exit, idle.map(|idle| (!idle.is_zero()).then_some(idle)));
         set(&mut self.drain, lifecycle.drain_seconds.map(Bounded::seconds));
         set(&mut self.allow_unbound, client.allow_unbound);
+        set(&mut self.system, client.system);
         set(&mut self.client_timeout, client.timeout_seconds.map(Bounded::seconds));
         Ok(())
     }
@@ -287,6 +347,19 @@ mod tests {
                     "{words}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn users_and_groups_are_names_or_numbers_and_bounded() {
+        let config = parse("[policy]\nusers = [\"ada\", 1000]\ngroups = [\"dev\"]\n").unwrap();
+        assert_eq!(config.users, [Account::Name("ada".into()), Account::Number(1000)]);
+        assert_eq!(config.groups, [Account::Name("dev".into())]);
+        let many = |count: usize| format!("[policy]\nusers = {:?}\n", vec![1; count]);
+        assert!(parse(&many(ACCOUNTS_MAX)).is_ok());
+        assert!(parse(&many(ACCOUNTS_MAX + 1)).unwrap_err().contains("more than 1024"));
+        for bad in ["-1", "4294967295", "\"\"", "true", "1.5"] {
+            assert!(parse(&format!("[policy]\ngroups = [{bad}]\n")).is_err(), "{bad}");
         }
     }
 

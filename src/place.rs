@@ -46,6 +46,18 @@ pub const CREDENTIAL_FILE: &str = "authsock.token";
 /// Name that the socket unit gives its descriptor (`FileDescriptorName=`).
 pub const DESCRIPTOR_NAME: &str = "authsock";
 
+/// The directory in which a system daemon keeps one directory for each user, in its state directory.
+pub const USERS_DIR: &str = "users";
+/// The directory in which a system daemon keeps what verifies its users' tokens.
+pub const VERIFIERS_DIR: &str = "verifiers";
+
+/// The socket, state directory and configuration of a daemon for the whole machine.
+const SYSTEM: (&str, &str, &str) = if cfg!(target_os = "macos") {
+    ("/var/run/authsock.sock", "/var/run/authsock", "/etc/authsock/config.toml")
+} else {
+    ("/run/authsock.sock", "/run/authsock", "/etc/authsock/config.toml")
+};
+
 /// Longest path of a Unix socket, in bytes without the closing NUL: `sun_path` is 108 bytes on
 /// Linux and 104 on macOS (unix(7), unix(4)).
 pub const SOCKET_PATH_MAX: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
@@ -122,13 +134,16 @@ impl std::fmt::Display for SocketPath {
     }
 }
 
-/// The places of one user.
+/// The places of one user: of the user's own daemon, or of the whole machine's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     runtime: PathBuf,
+    init_socket: PathBuf,
     state: PathBuf,
+    own_token: PathBuf,
     config: Option<PathBuf>,
     log: Option<PathBuf>,
+    is_system: bool,
 }
 
 impl Places {
@@ -150,18 +165,48 @@ impl Places {
             absolute(env, variable).or_else(|| home.as_ref().map(|home| home.join(default)))
         };
         let library = home.as_ref().filter(|_| cfg!(target_os = "macos")).map(|home| home.join("Library"));
+        let state = match &library {
+            Some(library) => library.join("Application Support/authsock"),
+            None => runtime.join("authsock"),
+        };
         Places {
-            state: match &library {
-                Some(library) => library.join("Application Support/authsock"),
-                None => runtime.join("authsock"),
-            },
+            init_socket: runtime.join("authsock.sock"),
+            own_token: state.join(TOKEN_FILE),
+            state,
             config: below_home(var::XDG_CONFIG_HOME, ".config").map(|dir| dir.join("authsock/config.toml")),
             log: match &library {
                 Some(library) => Some(library.join("Logs/authsock/log")),
                 None => below_home(var::XDG_STATE_HOME, ".local/state").map(|dir| dir.join("authsock/log")),
             },
             runtime,
+            is_system: false,
         }
+    }
+
+    /// The same user's places at the daemon of the whole machine. Root holds that daemon's own token;
+    /// everybody else has one in a directory that root made for them.
+    #[must_use]
+    pub fn at_the_system_daemon(self, uid: u32) -> Places {
+        const ROOT: u32 = 0;
+        let (socket, state, config) = SYSTEM;
+        let state = PathBuf::from(state);
+        Places {
+            init_socket: socket.into(),
+            own_token: match uid {
+                ROOT => state.join(TOKEN_FILE),
+                uid => state.join(USERS_DIR).join(uid.to_string()).join(TOKEN_FILE),
+            },
+            state,
+            config: Some(config.into()),
+            log: None,
+            is_system: true,
+            runtime: self.runtime,
+        }
+    }
+
+    /// Whether these are places of the daemon of the whole machine.
+    pub fn is_system(&self) -> bool {
+        self.is_system
     }
 
     /// The user's runtime directory, `%t` in units.
@@ -169,9 +214,9 @@ impl Places {
         &self.runtime
     }
 
-    /// Where an init system's user unit listens.
+    /// Where an init system's unit listens.
     pub fn init_socket(&self) -> PathBuf {
-        self.runtime.join("authsock.sock")
+        self.init_socket.clone()
     }
 
     /// Where a daemon listens that a client started.
@@ -185,9 +230,9 @@ impl Places {
         &self.state
     }
 
-    /// The owner's token.
+    /// The token that stands for this user: the owner's, or at a system daemon the user's own.
     pub fn owner_token(&self) -> PathBuf {
-        self.state.join(TOKEN_FILE)
+        self.own_token.clone()
     }
 
     /// Directory in which `run` keeps the tokens of the sessions that it made.
@@ -204,6 +249,11 @@ impl Places {
     pub fn log(&self) -> Option<&Path> {
         self.log.as_deref()
     }
+}
+
+/// Where the daemon of the whole machine listens.
+pub fn system_socket() -> &'static Path {
+    Path::new(SYSTEM.0)
 }
 
 /// The first of systemd's colon-separated directories in `$RUNTIME_DIRECTORY`. Only a daemon that
@@ -233,6 +283,18 @@ mod tests {
         assert_eq!(places.owner_token(), Path::new("/run/user/7/authsock/token"));
         assert_eq!(places.config(), Some(Path::new("/home/u/.config/authsock/config.toml")));
         assert_eq!(places.log(), Some(Path::new("/home/u/.local/state/authsock/log")));
+    }
+
+    #[test]
+    #[cfg(not(target_os = "macos"))]
+    fn at_the_system_daemon_root_has_the_owner_s_token_and_users_have_their_own() {
+        let env = env_of(&[("XDG_RUNTIME_DIR", "/run/user/7"), ("HOME", "/home/u")]);
+        let of = |uid| Places::of_user(&env, uid, |_| false, None).at_the_system_daemon(uid);
+        assert_eq!(of(7).init_socket(), system_socket());
+        assert_eq!(of(7).owner_token(), Path::new("/run/authsock/users/7/token"));
+        assert_eq!(of(0).owner_token(), Path::new("/run/authsock/token"));
+        assert_eq!(of(7).config(), Some(Path::new("/etc/authsock/config.toml")));
+        assert_eq!(of(7).runs(), Path::new("/run/user/7/authsock-run"), "sessions stay the user's");
     }
 
     #[test]

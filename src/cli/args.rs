@@ -53,6 +53,9 @@ pub(super) struct Common {
     /// A configuration file, instead of ~/.config/authsock/config.toml
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// The daemon of the whole machine, instead of the user's own
+    #[arg(long, global = true, conflicts_with = "socket")]
+    pub(super) system: bool,
     /// How long to wait for the daemon, in seconds
     #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(super) timeout: Option<u64>,

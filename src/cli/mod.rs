@@ -150,6 +150,7 @@ fn client_options(common: &Common) -> Options {
     Options {
         socket: absolute(&common.socket),
         token_file: absolute(&common.token_file),
+        system: common.system,
         config: absolute(&common.config),
         program: own_program(),
         timeout: common.timeout.map(std::time::Duration::from_secs),

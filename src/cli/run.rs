@@ -141,7 +141,7 @@ impl TokenHome {
     /// Makes the directory, 0700, with the token in it, 0600; sweeps away what others that were
     /// killed left behind.
     fn make(token: &Token) -> Result<TokenHome, Box<dyn std::error::Error>> {
-        let places = places();
+        let places = places(false);
         Dir::open_or_create(places.runtime(), own_uid())?;
         let runs = Dir::open_or_create(&places.runs(), own_uid())?;
         sweep(runs.path());

@@ -13,11 +13,12 @@ pub(super) fn serve(common: &Common, args: &Serve) -> Result<(), Failure> {
     // First of all, while there is one thread.
     let activation = init::adopt(starter).map_err(|error| Failure::new(exit::NO_DAEMON, error))?;
     let descriptors = fds::settle_limits();
-    let mut options = Options { config: common.config.clone(), descriptors, ..Options::default() };
+    let system = common.system;
+    let mut options = Options { system, config: common.config.clone(), descriptors, ..Options::default() };
     match starter {
         Starter::Init => logging::for_a_daemon(),
         Starter::Client => {
-            let log = LogFile::open(places().log())?;
+            let log = LogFile::open(places(false).log())?;
             options.log_path = log.path().map(ToOwned::to_owned);
             options.log = Some(log.try_clone()?);
             logging::to_file(log);

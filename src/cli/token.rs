@@ -12,7 +12,7 @@ use crate::kernel::dir::{Dir, own_uid};
 use crate::secret::file;
 use crate::secret::token::Token;
 use crate::secret::verifier::Verifier;
-use crate::session::OWNER;
+use crate::session::SessionId;
 
 pub(super) async fn token(
     client: &mut Client,
@@ -25,8 +25,9 @@ pub(super) async fn token(
     if *now {
         params.insert("grace_seconds".into(), 0.into());
     }
-    let answer = if client.session().id == OWNER {
-        // The daemon writes the owner's file itself.
+    let id = client.session().id.parse::<SessionId>();
+    let answer = if id.is_ok_and(|id| id.stands_for_somebody()) {
+        // The daemon writes the file of the owner, or of a user, itself.
         client.call("session.rotate", Some(&Value::Object(params))).await?
     } else {
         rotate_own(client, common, params).await?
@@ -50,7 +51,7 @@ async fn rotate_own(
 ) -> Result<Value, Failure> {
     const NEXT: &str = ".token-next";
     let fail = |error: &dyn std::fmt::Display| Failure::new(exit::FAILED, error);
-    let found = discover::token(&discover::trusted_env, &places(), common.token_file.as_deref())
+    let found = discover::token(&discover::trusted_env, &places(common.system), common.token_file.as_deref())
         .map_err(|error| fail(&error))?;
     let path = match found.source {
         Source::Given(path) | Source::File(path) => path,

@@ -16,7 +16,7 @@ use crate::init::ondemand::{self, CannotStart};
 use crate::kernel::dir::{is_private, own_uid, platform_temp, runs_with_foreign_environment};
 use crate::kernel::process::{self, Pid, Process};
 use crate::kernel::socket::{BadSocket, CheckedSocket};
-use crate::place::{BadSocketPath, Places, SocketPath, var};
+use crate::place::{BadSocketPath, Places, SocketPath, system_socket, var};
 use crate::secret::random;
 use crate::secret::token::Token;
 use crate::wire::auth::{AUTH_LINE_MAX, Answer, CONTROL, Hex32, SessionBrief};
@@ -35,6 +35,8 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     /// The token's file, instead of looking for one.
     pub token_file: Option<PathBuf>,
+    /// The daemon of the whole machine, instead of the user's own.
+    pub system: bool,
     /// A configuration file, instead of the usual one.
     pub config: Option<PathBuf>,
     /// The authsock program, to start a daemon with where none is installed; without it none is
@@ -103,6 +105,8 @@ pub enum Route {
     Named(PathBuf),
     /// By the init system's socket.
     Init(PathBuf),
+    /// By the socket of the daemon of the whole machine.
+    System(PathBuf),
     /// By the socket of a daemon that a client started.
     OnDemand(PathBuf),
 }
@@ -110,7 +114,7 @@ pub enum Route {
 impl Route {
     fn path(&self) -> &Path {
         match self {
-            Route::Named(path) | Route::Init(path) | Route::OnDemand(path) => path,
+            Route::Named(path) | Route::Init(path) | Route::System(path) | Route::OnDemand(path) => path,
         }
     }
 
@@ -119,6 +123,7 @@ impl Route {
         match self {
             Route::Init(_) if cfg!(target_os = "macos") => "; see ~/Library/Logs/authsock/log",
             Route::Init(_) => "; see `systemctl --user status authsock.service`",
+            Route::System(_) => "; see `systemctl status authsock.service`",
             Route::OnDemand(_) => "; see its log, ~/.local/state/authsock/log",
             Route::Named(_) => "",
         }
@@ -128,6 +133,9 @@ impl Route {
         match (self, problem) {
             (Route::Init(_), BadSocket::Refused(_)) => {
                 "; start it with `systemctl --user start authsock.socket`, and see `systemctl --user status authsock.service`; if authsock is not installed any more, remove the file".into()
+            }
+            (Route::System(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => {
+                "; the daemon of the whole machine is started by `systemctl start authsock.socket`, once root has installed it with `authsock install --system`".into()
             }
             (Route::Named(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => {
                 format!("; it was named by --socket or {}", var::SOCKET)
@@ -160,13 +168,19 @@ impl std::fmt::Display for Route {
     }
 }
 
-/// This user's places, as every client and the daemon see them.
-pub fn places() -> Places {
-    Places::of_user(&discover::trusted_env, own_uid(), is_private, platform_temp())
+/// This user's places, as every client and the daemon see them: at the user's own daemon, or at the
+/// one of the whole machine.
+pub fn places(system: bool) -> Places {
+    let own = Places::of_user(&discover::trusted_env, own_uid(), is_private, platform_temp());
+    if system { own.at_the_system_daemon(own_uid()) } else { own }
 }
 
-/// Which way leads to the daemon: given; `AUTHSOCK_SOCKET`; the init system's socket; on demand.
+/// Which way leads to the daemon: given; `AUTHSOCK_SOCKET`; the init system's socket; on demand. The
+/// daemon of the whole machine is asked for and has one place.
 fn route(places: &Places, given: Option<&Path>) -> Route {
+    if given.is_none() && places.is_system() {
+        return Route::System(places.init_socket());
+    }
     let named = given.map(Path::to_path_buf).or_else(|| {
         // A session of an on-demand daemon survives a later installation: its name for the socket
         // means the usual order.
@@ -174,7 +188,8 @@ fn route(places: &Places, given: Option<&Path>) -> Route {
         named.filter(|path| *path != places.ondemand_socket())
     });
     if let Some(path) = named {
-        return Route::Named(path);
+        // What is known of that socket does not depend on who names it.
+        return if path == system_socket() { Route::System(path) } else { Route::Named(path) };
     }
     let init = places.init_socket();
     if init.symlink_metadata().is_ok() {
@@ -227,7 +242,8 @@ struct Connector<'a> {
 /// # Errors
 /// [`ConnectError`].
 pub async fn connect(options: &Options) -> Result<Client, ConnectError> {
-    let places = places();
+    // How a client behaves is its user's affair, whoever's the daemon is.
+    let mut places = places(false);
     let config = match Config::load(places.config(), options.config.as_deref()) {
         Ok(config) => config,
         Err(error) if options.config.is_some() => return Err(error.into()),
@@ -237,6 +253,9 @@ pub async fn connect(options: &Options) -> Result<Client, ConnectError> {
             Config::default()
         }
     };
+    if options.system || config.system {
+        places = places.at_the_system_daemon(own_uid());
+    }
     let timeout = options.timeout.unwrap_or(config.client_timeout);
     let relay = if config.allow_unbound { RelayPolicy::AllowUnbound } else { RelayPolicy::Refuse };
     Connector { options, places, relay, deadline: Instant::now() + timeout, timeout }.run().await
@@ -363,7 +382,11 @@ impl Connector<'_> {
         let mut pause = PAUSE.0;
         let mut started = false;
         loop {
-            let connected = CheckedSocket::look(&path, own_uid()).and_then(|found| found.connect());
+            let looked = match route {
+                Route::System(_) => CheckedSocket::look_at_root_s(&path),
+                _ => CheckedSocket::look(&path, own_uid()),
+            };
+            let connected = looked.and_then(|found| found.connect());
             let problem = match connected {
                 Ok(stream) => {
                     let watched = UnixStream::from_std(stream);

@@ -13,6 +13,7 @@ use super::control::{self, Caller, Hub};
 use super::sessions::{Lifeline, Standing};
 use crate::gate::connection::Parts;
 use crate::gate::{Authenticated, linger, lock, now, write};
+use crate::kernel::peer;
 use crate::session::Millis;
 use crate::session::registry::Admitted;
 use crate::wire::auth;
@@ -44,11 +45,17 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
     let (mut out, parts) = connection.into_unannounced();
     let Parts { stream, early, peer, admitted, way, seat: _seat } = parts;
     let mut lifeline = hub.sessions.lifeline(&admitted.session.id);
+    let mut policy = hub.policy.subscribe();
     let limit = lock(&hub.config).request_line;
     let mut lines = Lines::with(limit, early);
     let mut asked = false;
     let mut last_look = false;
     while let Some(Standing { session, until }) = hub.sessions.standing(&admitted) {
+        if policy.has_changed().unwrap_or(false)
+            && !policy.borrow_and_update().admits(&peer, || peer::groups(&stream))
+        {
+            return;
+        }
         let is_rotated = until.is_some();
         let caller =
             Caller { hub: &hub, peer: &peer, admitted: &admitted, session: &session, way, is_rotated };
@@ -96,6 +103,7 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             // Ended, or rotated: the next turn looks.
             _ = lifeline.changed() => {}
             _ = stopping.changed() => {}
+            _ = policy.changed() => policy.mark_changed(),
             () = sleep_until_some(grace_end(until)) => {}
             () = sleep_until(began + STOPPING_PATIENCE), if *stopping.borrow() => break,
         }

@@ -8,11 +8,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::sessions::Sessions;
+use super::users::Users;
 use crate::config::Config;
-use crate::gate::lock;
+use crate::gate::{Policy, lock};
 use crate::handshake::server::Way;
 use crate::init::Starter;
 use crate::kernel::dir::Dir;
@@ -24,7 +25,7 @@ use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
 use crate::session::registry::{Admitted, Maker, NewSession, NotMade, ROTATION_GRACE};
 use crate::session::scope::{SCOPE_BYTES_MAX, SCOPES_MAX, Scope, Scopes};
-use crate::session::{Binding, EndReason, Name, OWNER, Realm, Session, SessionId};
+use crate::session::{Binding, EndReason, Name, OWNER, Realm, Session, SessionId, USER};
 use crate::wire::auth::Hex32;
 use crate::wire::json_rpc::{ErrorCode, Request, RpcError};
 
@@ -47,8 +48,12 @@ pub(super) enum Order {
 #[derive(Debug)]
 pub(super) struct Hub {
     pub(super) sessions: Arc<Sessions>,
-    pub(super) config: Mutex<Arc<Config>>,
+    pub(super) config: Arc<Mutex<Arc<Config>>>,
     pub(super) state: Dir,
+    /// The users' tokens, if this is the daemon of the whole machine.
+    pub(super) users: Option<Arc<Users>>,
+    /// Who is admitted; changes with the configuration.
+    pub(super) policy: watch::Sender<Policy>,
     pub(super) orders: mpsc::UnboundedSender<Order>,
     pub(super) facts: Facts,
     /// Authenticated connections, and ones in the handshake; kept by the main loop.
@@ -219,6 +224,7 @@ fn status(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         "pid": std::process::id(),
         "uid": facts.uid,
         "uptime_seconds": facts.started.elapsed().as_secs(),
+        "mode": if caller.hub.users.is_some() { "system" } else { "user" },
         "activation": match facts.starter { Starter::Init => "init", Starter::Client => "on_demand" },
         "sockets": facts.sockets,
         "log": facts.log,
@@ -303,7 +309,9 @@ fn create(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     }
     let new = NewSession {
         name: match params.name.parse::<Name>().map_err(invalid)? {
-            name if name.as_str() == OWNER => return Err(invalid("the name owner is the daemon's own")),
+            name if [OWNER, USER].contains(&name.as_str()) => {
+                return Err(invalid(format!("the name {name} is the daemon's own")));
+            }
             name => name,
         },
         realm: params.realm.map(|realm| realm.parse::<Realm>()).transpose().map_err(invalid)?,
@@ -356,9 +364,9 @@ fn list(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let params: ListParams = read(params)?;
     let asks_for_more = params.all_realms
         || params.realm.as_ref().is_some_and(|realm| realm != caller.session.realm.as_str());
-    if asks_for_more && !caller.session.is_owner() {
+    if asks_for_more && !caller.session.stands_for_somebody() {
         let words = format!(
-            "only the owner sees other realms than its own; this session's is {}",
+            "only the owner, or a user's own session, sees other realms than its own; this session's is {}",
             caller.session.realm
         );
         return Err(RpcError::new(ErrorCode::NotPermitted, words));
@@ -403,8 +411,9 @@ fn short(text: &str) -> String {
 fn revoke(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let params: RevokeParams = read(params)?;
     let id = target(caller, params.id.as_deref())?;
-    if id == SessionId::owner() {
-        return Err(invalid("the owner's session does not end; `authsock token rotate` replaces its token"));
+    if id.stands_for_somebody() {
+        let words = "a session that stands for the owner or for a user does not end; `authsock token rotate` replaces its token";
+        return Err(invalid(words));
     }
     let ended = caller.hub.sessions.end(&id, EndReason::Revoked);
     Ok(json!({ "id": id.as_str(), "ended": ended }))
@@ -425,23 +434,33 @@ fn rotate(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         return Err(invalid(format!("grace_seconds is not between 0 and {GRACE_MAX}")));
     }
     let grace = params.grace_seconds.map_or(ROTATION_GRACE, |seconds| seconds * 1000);
-    let is_owner = id == SessionId::owner();
     let verifier = match params.verifier {
-        Some(_) if is_owner => {
-            return Err(invalid("the daemon makes the owner's token itself; send no verifier"));
+        Some(_) if id.stands_for_somebody() => {
+            return Err(invalid("the daemon makes this token itself; send no verifier"));
         }
         Some(verifier) => verifier.into_verifier()?,
-        None if is_owner => {
-            // On disk before in memory: a crash in between leaves clients with the token that the
-            // next daemon reads.
-            let token = file::replace(&caller.hub.state, TOKEN_FILE)
-                .map_err(|error| unavailable(&format!("the token cannot be replaced: {error}")))?;
-            Verifier::of(&token)
-        }
+        None if id.stands_for_somebody() => replace_file_of(caller, &id)?,
         None => return Err(invalid("verifier is missing: mint a token and send what verifies it")),
     };
     let token_id = caller.hub.sessions.rotate(caller.admitted, &id, verifier, grace).map_err(not_made)?;
     Ok(json!({ "id": id.as_str(), "token_id": token_id.to_string(), "grace_seconds": grace / 1000 }))
+}
+
+/// Puts a new token into the file of whom a session stands for. On disk before in memory: a crash in
+/// between leaves clients with the token that the next daemon goes by.
+fn replace_file_of(caller: &Caller<'_>, id: &SessionId) -> Result<Verifier, RpcError> {
+    let failed =
+        |error: &dyn std::fmt::Display| unavailable(&format!("the token cannot be replaced: {error}"));
+    let uid = lock(caller.hub.sessions.registry()).get(id).map(|session| session.uid);
+    match (&caller.hub.users, uid) {
+        (Some(users), Some(uid)) if *id != SessionId::owner() => {
+            users.mint(uid).map_err(|error| failed(&error))
+        }
+        _ => {
+            let token = file::replace(&caller.hub.state, TOKEN_FILE).map_err(|error| failed(&error))?;
+            Ok(Verifier::of(&token))
+        }
+    }
 }
 
 fn retire(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::store::Store;
+use super::users::Users;
 use crate::client::{self, Client};
 use crate::config::{BadConfig, Config};
 use crate::init::Starter;
@@ -13,6 +14,7 @@ use crate::kernel::dir::{self, Dir, Lock, Unusable, own_uid};
 use crate::place::{self, Places, service_runtime_directory};
 use crate::secret::file::{self, BadTokenFile, Origin};
 use crate::secret::verifier::Verifier;
+use crate::session::scope::{Scope, Scopes, UnknownScope};
 
 /// How long a daemon waits for the one before it to let go of the state directory.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +33,11 @@ pub enum CannotServe {
     /// The token's file cannot be used.
     #[error("token {0}")]
     Token(#[from] BadTokenFile),
+    /// The daemon of the whole machine gives files to users.
+    #[error(
+        "a daemon of the whole machine runs as root, not as uid {0}; without --system it is the user's own"
+    )]
+    NotRoot(u32),
     /// Another daemon has the state directory.
     #[error("another daemon{} has the state directory {path}; it would not retire{advice}", .holder.map(|pid| format!(" (process {pid})")).unwrap_or_default(), path = path.display())]
     Locked {
@@ -51,6 +58,8 @@ pub(super) struct Foundation {
     pub(super) owner: Verifier,
     pub(super) lock: Lock,
     pub(super) store: Store,
+    /// The users' tokens, if this is the daemon of the whole machine.
+    pub(super) users: Option<Users>,
 }
 
 impl Foundation {
@@ -62,6 +71,9 @@ impl Foundation {
         config: Option<&Path>,
         patience: Duration,
     ) -> Result<Foundation, CannotServe> {
+        if places.is_system() && own_uid() != 0 {
+            return Err(CannotServe::NotRoot(own_uid()));
+        }
         let config = load_config(places, config)?;
         // Only a daemon that was started as one may believe this variable.
         let state_path =
@@ -84,14 +96,28 @@ impl Foundation {
                 path.display()
             ),
         }
+        let users = if places.is_system() { Some(Users::open(&state)?) } else { None };
         let store = Store::open(&state)?;
-        Ok(Foundation { config, state, owner: Verifier::of(&token), lock, store })
+        Ok(Foundation { config, state, owner: Verifier::of(&token), lock, users, store })
     }
 }
 
 /// Reads the configuration that a daemon goes by.
 pub(super) fn load_config(places: &Places, given: Option<&Path>) -> Result<Config, BadConfig> {
-    Config::load(places.config(), given)
+    let config = Config::load(places.config(), given)?;
+    user_scopes(&config).map_err(|error| BadConfig::Invalid {
+        path: given.or(places.config()).map(Path::to_path_buf).unwrap_or_default(),
+        problem: format!("policy.scopes: {error}"),
+    })?;
+    Ok(config)
+}
+
+/// What the session of each user of a system daemon may do.
+pub(super) fn user_scopes(config: &Config) -> Result<Vec<Scope>, UnknownScope> {
+    match &config.scopes {
+        None => Ok(Scopes::default_of_a_run().iter().cloned().collect()),
+        Some(scopes) => scopes.iter().map(|scope| scope.parse()).collect(),
+    }
 }
 
 /// The lock on the state directory. A daemon of an init system asks one that a client started to
@@ -106,7 +132,7 @@ async fn take_lock(
         return Ok(lock);
     }
     let mut advice = String::new();
-    if starter == Starter::Init {
+    if starter == Starter::Init && !places.is_system() {
         match ask_to_retire(places).await {
             Ok(()) => {
                 tracing::info!(authsock_event = "takeover", "a daemon that a client had started retires");

@@ -8,6 +8,7 @@ mod lifecycle;
 mod serve;
 mod sessions;
 mod store;
+mod users;
 
 pub use control::{METHODS, Method};
 pub use foundation::CannotServe;

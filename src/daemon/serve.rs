@@ -15,13 +15,15 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection;
 use super::control::{Facts, Hub, Order};
-use super::foundation::{CannotServe, Foundation, LOCK_TIMEOUT, load_config};
+use super::foundation::{CannotServe, Foundation, LOCK_TIMEOUT, load_config, user_scopes};
 use super::lifecycle::{Asked, Idle, Manager, Signals, watchdog};
 use super::sessions::Sessions;
+use super::users::Users;
 use crate::client::connect::places;
-use crate::config::Config;
-use crate::gate::{Authenticated, Gate, Settings, lock, now};
+use crate::config::{Account, Config};
+use crate::gate::{Authenticated, Gate, Others, Settings, Welcome, lock, now};
 use crate::init::{Activation, Adopted, Starter, ondemand};
+use crate::kernel::accounts;
 use crate::kernel::dir::{Dir, Lock, own_uid};
 use crate::kernel::socket::inode_at;
 use crate::place::{DESCRIPTOR_NAME, Places};
@@ -37,6 +39,8 @@ const SOCKET_CHECK: Duration = Duration::from_secs(15);
 /// How a daemon is to run.
 #[derive(Debug, Default)]
 pub struct Options {
+    /// Whether this is the daemon of the whole machine.
+    pub system: bool,
     /// A configuration file instead of the usual one.
     pub config: Option<PathBuf>,
     /// Where standard error goes once the daemon serves, if a client waits for it to close.
@@ -72,23 +76,54 @@ const DESCRIPTORS_RESERVED: usize = 64;
 
 /// What a configuration says, as far as there are descriptors for it: a connection takes two (itself
 /// and its peer's pidfd), and one of four places is for those who are not through yet. `limits` and
-/// `handshake` say less where the process may open less.
-fn settings(config: &Config, descriptors: usize) -> (Settings, Option<String>) {
+/// `handshake` say less where the process may open less. Says too what cannot be followed.
+fn settings(config: &Config, descriptors: usize, is_system: bool) -> (Settings, Vec<String>) {
     let places = descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(8) / 2;
     let mut settings = Settings::of(config, own_uid());
+    let mut complaints = Vec::new();
+    if is_system {
+        settings.policy.others = Some(others(config, &mut complaints));
+    } else if !config.users.is_empty() || !config.groups.is_empty() || config.scopes.is_some() {
+        complaints.push(
+            "policy.users, policy.groups and policy.scopes are for the daemon of the whole machine; a user's own serves this user only".to_owned(),
+        );
+    }
     let before = settings.clone();
     for (limit, most) in
         [(&mut settings.unauthenticated, places / 4), (&mut settings.connections, places - places / 4)]
     {
         *limit = (limit.0.min(most), limit.1.min(most));
     }
-    let complaint = (settings != before).then(|| {
-        format!(
+    if settings != before {
+        complaints.push(format!(
             "this process may open {descriptors} descriptors only (RLIMIT_NOFILE): at most {} connections, and {} in the handshake",
             settings.connections.0, settings.unauthenticated.0
-        )
-    });
-    (settings, complaint)
+        ));
+    }
+    (settings, complaints)
+}
+
+/// Whom a system daemon serves. An account that does not exist keeps nobody else from being served.
+fn others(config: &Config, complaints: &mut Vec<String>) -> Others {
+    let mut numbers = |key: &str, accounts: &[Account], look_up: fn(&str) -> io::Result<Option<u32>>| {
+        let mut found = Vec::new();
+        for account in accounts {
+            let number = match account {
+                Account::Number(number) => Ok(Some(*number)),
+                Account::Name(name) => look_up(name),
+            };
+            match number {
+                Ok(Some(number)) => found.push(number),
+                Ok(None) => complaints.push(format!("{key} names {account}, which does not exist")),
+                Err(error) => complaints.push(format!("{key}: {account} cannot be looked up: {error}")),
+            }
+        }
+        found
+    };
+    Others {
+        uids: numbers("policy.users", &config.users, accounts::uid_of),
+        gids: numbers("policy.groups", &config.groups, accounts::gid_of),
+    }
 }
 
 /// Runs a daemon on the sockets that it adopted, until it is asked to stop or has been idle for
@@ -122,10 +157,15 @@ impl Door {
     }
 }
 
-fn gate_on(doors: &[Door], registry: Arc<Mutex<Registry>>, settings: Settings) -> Result<Gate, Fatal> {
+fn gate_on(
+    doors: &[Door],
+    registry: Arc<Mutex<Registry>>,
+    settings: Settings,
+    welcome: Option<Welcome>,
+) -> Result<Gate, Fatal> {
     let listeners = doors.iter().map(|door| door.listener.try_clone()).collect::<io::Result<_>>();
     listeners
-        .and_then(|listeners| Gate::new(listeners, registry, settings))
+        .and_then(|listeners| Gate::with_welcome(listeners, registry, settings, welcome))
         .map_err(failed("watch the sockets"))
 }
 
@@ -203,15 +243,15 @@ impl Server {
         for complaint in &complaints {
             tracing::warn!(authsock_event = "socket_rejected", "{complaint}");
         }
-        let (least, _) = settings(&Config::default(), options.descriptors);
+        let (least, _) = settings(&Config::default(), options.descriptors, options.system);
         let others: Vec<Door> = others.into_iter().map(Door::of).collect();
         let doors: Vec<Door> = ours.into_iter().map(Door::of).collect();
-        let gate = gate_on(&doors, nobody()?, least.clone())?;
-        let strays = if others.is_empty() { None } else { Some(gate_on(&others, nobody()?, least)?) };
+        let gate = gate_on(&doors, nobody()?, least.clone(), None)?;
+        let strays = if others.is_empty() { None } else { Some(gate_on(&others, nobody()?, least, None)?) };
         let now = Instant::now();
         Ok(Server {
             starter,
-            places: places(),
+            places: places(options.system),
             options,
             doors,
             strays,
@@ -252,18 +292,30 @@ impl Server {
     async fn lay_foundation(&mut self, patience: Duration) -> Result<(), Fatal> {
         let laid =
             Foundation::lay(self.starter, &self.places, self.options.config.as_deref(), patience).await;
-        let Foundation { config, state, owner, lock, store } = laid?;
+        let Foundation { config, state, owner, lock, users, store } = laid?;
         let uid = own_uid();
-        let registry = Registry::new(uid, owner, now(), capacity(&config));
+        let mut registry = Registry::new(uid, owner, now(), capacity(&config));
+        let users = users.map(Arc::new);
+        if let Some(users) = &users {
+            let scopes = user_scopes(&config).unwrap_or_default();
+            for (uid, verifier) in users.known().map_err(CannotServe::from)? {
+                registry.set_user(uid, verifier, &scopes, now());
+            }
+        }
         let sessions = Sessions::new(registry, store, self.changed.clone());
-        let (settings, complaint) = settings(&config, self.options.descriptors);
-        let gate = gate_on(&self.doors, sessions.registry().clone(), settings)?;
+        let (settings, complained) = settings(&config, self.options.descriptors, self.options.system);
+        let policy = watch::channel(settings.policy.clone()).0;
+        let config = Arc::new(Mutex::new(Arc::new(config)));
+        let welcome = users.clone().map(|users| welcome(users, &sessions, config.clone()));
+        let gate = gate_on(&self.doors, sessions.registry().clone(), settings, welcome)?;
         let mut complaints = self.complaints.clone();
-        complaints.extend(complaint);
+        complaints.extend(complained);
         let hub = Arc::new(Hub {
             sessions,
             state,
-            config: Mutex::new(Arc::new(config)),
+            config,
+            users,
+            policy,
             orders: self.orders.0.clone(),
             facts: Facts {
                 started: self.started,
@@ -436,7 +488,17 @@ impl Server {
                 let mut complaints = self.complaints.clone();
                 match load_config(&self.places, self.options.config.as_deref()) {
                     Ok(config) => {
-                        gate.set(settings(&config, self.options.descriptors).0);
+                        let settings = settings(&config, self.options.descriptors, self.options.system).0;
+                        // Who is not admitted any more is told by the end of the connection.
+                        hub.policy.send_if_modified(|policy| {
+                            let is_new = *policy != settings.policy;
+                            policy.clone_from(&settings.policy);
+                            is_new
+                        });
+                        gate.set(settings);
+                        if hub.users.is_some() {
+                            hub.sessions.narrow_users(&user_scopes(&config).unwrap_or_default());
+                        }
                         lock(hub.sessions.registry()).set_capacity(capacity(&config));
                         *lock(&hub.config) = Arc::new(config);
                         tracing::info!(authsock_event = "reloaded", "the configuration was read again");
@@ -449,7 +511,8 @@ impl Server {
                     }
                 }
                 // Of what holds now, be it new or what was read before.
-                complaints.extend(settings(&lock(&hub.config), self.options.descriptors).1);
+                complaints
+                    .extend(settings(&lock(&hub.config), self.options.descriptors, self.options.system).1);
                 *lock(&hub.complaints) = complaints;
             }
         }
@@ -497,6 +560,9 @@ impl Server {
                     "{} was removed or replaced: new clients cannot find this daemon{}",
                     door.path.display(),
                     match self.starter {
+                        Starter::Init if self.options.system => {
+                            "; `systemctl restart authsock.socket` makes it anew"
+                        }
                         Starter::Init => "; `systemctl --user restart authsock.socket` makes it anew",
                         Starter::Client => "",
                     }
@@ -571,6 +637,28 @@ fn remove_sockets(state: &Dir, doors: &[Door]) -> bool {
     })
 }
 
+/// Makes a token for a user that comes to a system daemon for the first time, or whose file is gone.
+fn welcome(users: Arc<Users>, sessions: &Arc<Sessions>, config: Arc<Mutex<Arc<Config>>>) -> Welcome {
+    let registry = sessions.registry().clone();
+    Arc::new(move |peer| {
+        let uid = peer.uid;
+        // Root has the daemon's own.
+        if uid == own_uid() || (lock(&registry).has_user(uid) && users.has_token(uid)) {
+            return Ok(());
+        }
+        let scopes = user_scopes(&lock(&config)).map_err(|error| error.to_string())?;
+        let verifier = users.mint(uid).map_err(|error| error.to_string())?;
+        lock(&registry).set_user(uid, verifier, &scopes, now());
+        tracing::info!(
+            authsock_event = "token_minted",
+            authsock_peer_uid = uid,
+            "uid {uid} had no token: one was made, for process {}",
+            peer.pid
+        );
+        Ok(())
+    })
+}
+
 fn capacity(config: &Config) -> Capacity {
     Capacity { sessions: config.sessions, sessions_per_uid: config.sessions_per_uid }
 }
@@ -601,13 +689,13 @@ mod tests {
     fn no_more_connections_are_admitted_than_there_are_descriptors_for() {
         let config = Config::default();
         for descriptors in [0, 64, 80, 256, 1024, 4096, 20_000, 524_288] {
-            let (settings, complaint) = settings(&config, descriptors);
+            let (settings, complaints) = settings(&config, descriptors, false);
             let (connections, waiting) = (settings.connections.0, settings.unauthenticated.0);
             assert!(connections >= 1 && waiting >= 1, "{descriptors}");
             let needed = 2 * (connections + waiting) + DESCRIPTORS_RESERVED;
             assert!(needed <= descriptors || descriptors <= 80, "{descriptors}: {needed}");
             assert_eq!(
-                complaint.is_none(),
+                complaints.is_empty(),
                 connections == config.connections && waiting == config.unauthenticated
             );
         }

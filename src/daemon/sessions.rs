@@ -16,6 +16,7 @@ use crate::kernel::process::{Identity, Process};
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
 use crate::session::registry::{Admitted, Maker, NewSession, NotMade, Registry};
+use crate::session::scope::Scope;
 use crate::session::{EndReason, Millis, Session, SessionId};
 
 /// Longest sleep of the clock; a suspended machine's clock may jump.
@@ -156,10 +157,10 @@ impl Sessions {
             let record = registry.rotated(asker, id, &verifier, grace, now)?;
             match self.store.save(&record) {
                 Ok(()) => {}
-                // The owner's token file is replaced already: the new one holds in any case.
-                Err(error) if record.session.is_owner() => tracing::warn!(
+                // The token's file is replaced already: the new one holds in any case.
+                Err(error) if record.session.stands_for_somebody() => tracing::warn!(
                     authsock_event = "not_kept",
-                    "the grace of the owner's old token would end with this daemon: {error}"
+                    "the grace of an old token of session {id} would end with this daemon: {error}"
                 ),
                 Err(error) => {
                     // What was there before holds, should the file have been replaced all the same.
@@ -182,6 +183,15 @@ impl Sessions {
         }
         self.clock.notify_one();
         Ok(session.token_id)
+    }
+
+    /// Changes what the sessions of a system daemon's users may do. What was made below them and has
+    /// more than that ends.
+    pub(super) fn narrow_users(&self, scopes: &[Scope]) {
+        let wider = lock(&self.registry).set_user_scopes(scopes);
+        for id in wider {
+            self.end(&id, EndReason::Revoked);
+        }
     }
 
     /// Forgets the lifelines that nobody watches any more.

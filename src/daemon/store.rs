@@ -125,9 +125,10 @@ impl Store {
         let mut below: HashMap<SessionId, Vec<Found>> = HashMap::new();
         for found in self.read_all() {
             match (&found.ended, &found.record.session.parent) {
+                _ if found.record.session.stands_for_somebody() => restoring.grace(&found.record),
                 (Some(reason), _) => restoring.ended(&found.record, &reason.clone(), found.leader),
                 (None, Some(parent)) => below.entry(parent.clone()).or_default().push(found),
-                (None, None) => restoring.owner(&found.record),
+                (None, None) => {}
             }
         }
         // Parents before their children; what ends takes along what came from it.
@@ -153,7 +154,7 @@ impl Store {
 
     /// Reads whatever there is. What is no record is left where it is, and said.
     fn read_all(&self) -> Vec<Found> {
-        let mut names = self.dir.list().unwrap_or_else(|error| {
+        let mut names = self.dir.names().unwrap_or_else(|error| {
             tracing::error!(authsock_event = "records_unread", "the sessions of before are lost: {error}");
             Vec::new()
         });
@@ -162,7 +163,7 @@ impl Store {
         let mut found = Vec::with_capacity(names.len());
         for name in names {
             let shown = self.dir.path().join(&name);
-            let Some((name, id, ended)) = name.to_str().and_then(parse_name) else {
+            let Some((name, id, ended)) = parse_name(&name) else {
                 tracing::warn!(
                     authsock_event = "record_ignored",
                     "{} is no session's record and is ignored; remove it",
@@ -267,11 +268,11 @@ impl Restoring<'_> {
         self.leaders.extend(leader.filter(|_| is_new_leader));
     }
 
-    /// The owner's token before the present one, for as long as anybody asks for it.
-    fn owner(&mut self, record: &Record) {
+    /// The token of the owner or a user before the present one, for as long as anybody asks for it.
+    fn grace(&mut self, record: &Record) {
         let graces = record.tokens.iter().filter_map(|(_, until)| *until);
         if graces.max().is_some_and(|until| until.saturating_add(ENDED_KEPT) > self.now) {
-            self.registry.restore_owner(record, self.now);
+            self.registry.restore_grace(record, self.now);
         } else {
             self.store.forget(&record.session.id);
         }
@@ -300,9 +301,9 @@ fn file_of_ended(id: &SessionId, reason: &EndReason) -> String {
 fn parse_name(name: &str) -> Option<(&str, SessionId, Option<EndReason>)> {
     match name.split_once('.') {
         None => Some((name, name.parse().ok()?, None)),
-        // The owner's session does not end.
+        // Who stands for somebody does not end.
         Some((id, reason)) => {
-            let id = id.parse().ok().filter(|id| *id != SessionId::owner())?;
+            let id = id.parse().ok().filter(|id: &SessionId| !id.stands_for_somebody())?;
             Some((name, id, Some(EndReason::of_word(reason)?)))
         }
     }

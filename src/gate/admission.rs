@@ -9,7 +9,7 @@ use super::seats::Seat;
 use super::{REFUSAL_TIMEOUT, Settings, Shared, http, lock, now};
 use crate::config::Plain;
 use crate::handshake::server::{ExpectOpening, Opened, Proven, Refusal, Way};
-use crate::kernel::peer::{NoPeer, Peer};
+use crate::kernel::peer::{self, NoPeer, Peer};
 use crate::kernel::process;
 use crate::secret::random;
 use crate::secret::verifier::Verifier;
@@ -28,11 +28,8 @@ pub(super) fn greet(
         let code = if matches!(error, NoPeer::Exhausted(_)) { Code::Busy } else { Code::PeerDenied };
         (None, Refusal::new(code, error.to_string()))
     })?;
-    if !settings.policy.admits(peer.uid) {
-        let reason = match peer.uid {
-            0 => "uid 0 is not admitted (policy.allow_root is false)".to_owned(),
-            uid => format!("uid {uid} is not uid {}", settings.policy.uid),
-        };
+    if !settings.policy.admits(&peer, || peer::groups(stream)) {
+        let reason = settings.policy.refusal_of(peer.uid);
         return Err((Some(peer), Refusal::new(Code::PeerDenied, reason)));
     }
     match shared.waiting.take(peer.uid) {
@@ -169,6 +166,10 @@ async fn authenticate(
             // Made in any case, so that an unknown id takes no longer than a known one.
             let decoy = Verifier::decoy(announced.token_id()).map_err(no_randomness)?;
             let known = lock(&shared.registry).verifier(announced.token_id()).cloned();
+            if let (None, Some(welcome)) = (&known, &shared.welcome) {
+                // Before the challenge: the client reads its new token when it hears that.
+                welcome(peer).map_err(|reason| Refusal::new(Code::Unavailable, reason))?;
+            }
             let is_known = known.is_some();
             let verifier = known.unwrap_or(decoy);
             let nonce = Hex32(random::bytes().map_err(no_randomness)?);
@@ -197,8 +198,14 @@ fn admit(proven: &Proven, peer: &Peer, shared: &Shared, settings: &Settings) -> 
     let session = Some(admitted.session.id.clone());
     let not =
         |code, reason: &str| Err(Refused { refusal: Refusal::new(code, reason), session: session.clone() });
-    if proven.way() == Way::Plain && settings.plain == Plain::Sessions && admitted.session.is_owner() {
-        return not(Code::NotPermitted, "the owner's token was shown (handshake.plain = \"sessions\")");
+    if proven.way() == Way::Plain
+        && settings.plain == Plain::Sessions
+        && admitted.session.stands_for_somebody()
+    {
+        return not(
+            Code::NotPermitted,
+            "the token of the owner, or of a user, was shown (handshake.plain = \"sessions\")",
+        );
     }
     if proven.service() != CONTROL {
         return not(Code::UnknownService, "no service of that name is configured");

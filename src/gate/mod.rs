@@ -43,18 +43,54 @@ const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 /// Who may connect, before a byte is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// The user whose daemon this is.
+    /// The user whose daemon this is; root, for the daemon of the whole machine.
     pub uid: u32,
     /// Whether root may come too.
     pub allow_root: bool,
+    /// Whom else a daemon of the whole machine serves; nobody, for a user's own.
+    pub others: Option<Others>,
+}
+
+/// Whom a daemon of the whole machine serves beside root.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Others {
+    /// Users.
+    pub uids: Vec<u32>,
+    /// Groups, whose members by the kernel's word at connect(2) may come.
+    pub gids: Vec<u32>,
 }
 
 impl Policy {
-    /// Whether a user may connect.
-    pub fn admits(&self, uid: u32) -> bool {
-        uid == self.uid || (uid == 0 && self.allow_root)
+    /// The policy of one user's own daemon.
+    pub fn of_user(uid: u32, allow_root: bool) -> Policy {
+        Policy { uid, allow_root, others: None }
+    }
+
+    /// Whether a peer may connect. Its other groups are asked for only if they decide.
+    pub fn admits(&self, peer: &Peer, groups: impl FnOnce() -> Vec<u32>) -> bool {
+        let is_among = |others: &Others| {
+            others.uids.contains(&peer.uid)
+                || others.gids.contains(&peer.gid)
+                || (!others.gids.is_empty() && groups().iter().any(|group| others.gids.contains(group)))
+        };
+        peer.uid == self.uid
+            || (peer.uid == 0 && self.allow_root)
+            || self.others.as_ref().is_some_and(is_among)
+    }
+
+    /// Why a user is not admitted, and what would change that.
+    fn refusal_of(&self, uid: u32) -> String {
+        match (uid, &self.others) {
+            (uid, Some(_)) => format!("uid {uid} is in neither policy.users nor policy.groups"),
+            (0, None) => "uid 0 is not admitted (policy.allow_root is false)".to_owned(),
+            (uid, None) => format!("uid {uid} is not uid {}", self.uid),
+        }
     }
 }
+
+/// Makes a token for an admitted peer that shows none which is known: a user that comes to a system
+/// daemon for the first time. Gives words for the log if it cannot.
+pub type Welcome = Arc<dyn Fn(&Peer) -> Result<(), String> + Send + Sync>;
 
 /// What a gate goes by; changeable while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +111,7 @@ impl Settings {
     /// What a configuration says, for the daemon of one user.
     pub fn of(config: &Config, uid: u32) -> Settings {
         Settings {
-            policy: Policy { uid, allow_root: config.allow_root },
+            policy: Policy::of_user(uid, config.allow_root),
             plain: config.plain,
             timeout: config.handshake_timeout,
             unauthenticated: (config.unauthenticated, config.unauthenticated_per_uid),
@@ -102,6 +138,7 @@ struct Shared {
     waiting: Seats,
     seated: Seats,
     log: RefusalLog,
+    welcome: Option<Welcome>,
 }
 
 /// A listener that yields only authenticated connections.
@@ -127,6 +164,19 @@ impl Gate {
         registry: Arc<Mutex<Registry>>,
         settings: Settings,
     ) -> io::Result<Gate> {
+        Gate::with_welcome(listeners, registry, settings, None)
+    }
+
+    /// As [`Gate::new`], for a daemon that makes tokens for those who come for the first time.
+    ///
+    /// # Errors
+    /// If the runtime cannot watch a socket.
+    pub fn with_welcome(
+        listeners: Vec<StdListener>,
+        registry: Arc<Mutex<Registry>>,
+        settings: Settings,
+        welcome: Option<Welcome>,
+    ) -> io::Result<Gate> {
         let listeners = listeners
             .into_iter()
             .map(|listener| {
@@ -140,6 +190,7 @@ impl Gate {
             seated: Seats::new(settings.connections),
             settings: Mutex::new(Arc::new(settings)),
             log: RefusalLog::default(),
+            welcome,
         };
         Ok(Gate { listeners, next: 0, shared: Arc::new(shared), handshakes: JoinSet::new(), said: None })
     }
@@ -242,12 +293,17 @@ impl Gate {
 
     /// Answers a connection that cannot be served with `code`, in the language that it speaks.
     pub fn turn_away(&mut self, stream: UnixStream, code: Code) {
-        // The least policy: the configuration may be what is broken.
-        let uid = lock(&self.shared.settings).policy.uid;
+        // The least policy: the configuration may be what is broken. Whom a system daemon would serve
+        // is not known then; that it cannot is said to all.
+        let policy = lock(&self.shared.settings).policy.clone();
+        let (mut uid, is_for_all) = (policy.uid, policy.others.is_some());
         let code = match Peer::of(&stream) {
-            Ok(peer) if peer.uid == uid => code,
+            Ok(peer) if peer.uid == uid || is_for_all => {
+                uid = peer.uid;
+                code
+            }
             Ok(peer) => {
-                let refusal = Refusal::new(Code::PeerDenied, format!("uid {} is not uid {uid}", peer.uid));
+                let refusal = Refusal::new(Code::PeerDenied, policy.refusal_of(peer.uid));
                 self.shared.log.refused(Some(&peer), Some(peer.uid), &refusal, None);
                 Code::PeerDenied
             }

@@ -4,7 +4,7 @@
 //! content is whole; a file read here is regular, has one of the owners asked for, and nobody else
 //! may write it or the directory it lies in. Nothing is repaired: what is wrong is said.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -276,6 +276,50 @@ impl Dir {
         self.sync(&path)
     }
 
+    /// As [`Dir::replace`], for a file that belongs to another user: it is that user's, and whole,
+    /// before it has its name.
+    ///
+    /// # Errors
+    /// [`Unusable`]; `EPERM` without CAP_CHOWN.
+    pub fn replace_for(&self, name: &str, bytes: &[u8], owner: u32) -> Result<(), Unusable> {
+        let path = self.join(name);
+        let temporary = Temporary::write_named(self, bytes)?;
+        unistd::fchown(&temporary.file, Some(owner.into()), None)
+            .map_err(|errno| Unusable::io(&path, "give away", errno))?;
+        temporary.rename(self, name).map_err(|errno| Unusable::io(&path, "replace", errno))?;
+        self.sync(&path)
+    }
+
+    /// Opens a directory below this one, and makes it if it is missing, through which others may pass
+    /// without seeing what is in it (0711).
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub fn open_or_create_passage(&self, name: &str) -> Result<Dir, Unusable> {
+        const PASSAGE: u32 = 0o711;
+        let dir = Dir::open_or_create(&self.join(name), own_uid())?;
+        #[allow(clippy::useless_conversion)] // mode_t is 16 bits wide on macOS
+        let mode = Mode::from_bits_truncate(PASSAGE as libc::mode_t);
+        stat::fchmod(&dir.fd, mode).map_err(|errno| Unusable::io(&dir.path, "set the mode of", errno))?;
+        Ok(dir)
+    }
+
+    /// Whether anything has this name here.
+    pub fn has(&self, name: &str) -> bool {
+        stat::fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// The names of what lies here, in no order.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub fn names(&self) -> Result<Vec<String>, Unusable> {
+        let failed = |error: io::Error| Unusable::io(&self.path, "list", error);
+        let entries = std::fs::read_dir(&self.path).map_err(failed)?;
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect::<io::Result<_>>().map_err(failed)
+    }
+
     /// Gives a file of this directory the name of another, which is replaced.
     ///
     /// # Errors
@@ -297,34 +341,14 @@ impl Dir {
         }
     }
 
-    /// The names of what lies in it.
-    ///
-    /// # Errors
-    /// [`Unusable`].
-    pub fn list(&self) -> Result<Vec<OsString>, Unusable> {
-        use std::os::unix::ffi::OsStrExt;
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let read = |mut dir: nix::dir::Dir| -> nix::Result<Vec<OsString>> {
-            let names =
-                dir.iter().map(|entry| Ok(OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned()));
-            let names: Vec<OsString> = names.collect::<nix::Result<_>>()?;
-            Ok(names.into_iter().filter(|name| name != "." && name != "..").collect())
-        };
-        nix::dir::Dir::openat(&self.fd, ".", flags, Mode::empty())
-            .and_then(read)
-            .map_err(|errno| Unusable::io(&self.path, "list", errno))
-    }
-
     /// Removes what a process that was killed had begun to write. Only for who holds the lock that
     /// keeps all other writers out.
     ///
     /// # Errors
     /// [`Unusable`].
     pub fn sweep_unfinished(&self) -> Result<(), Unusable> {
-        for name in self.list()? {
-            if let Some(name) = name.to_str().filter(|name| name.starts_with(UNFINISHED)) {
-                self.remove(name).map_err(|error| Unusable::io(&self.join(name), "remove", error))?;
-            }
+        for name in self.names()?.iter().filter(|name| name.starts_with(UNFINISHED)) {
+            self.remove(name).map_err(|error| Unusable::io(&self.join(name), "remove", error))?;
         }
         Ok(())
     }
@@ -672,7 +696,7 @@ mod tests {
             dir.replace(name, b"x").unwrap();
         }
         let list = || {
-            let mut names = dir.list().unwrap();
+            let mut names = dir.names().unwrap();
             names.sort();
             names
         };

@@ -3,6 +3,7 @@
 
 use std::io;
 
+pub mod accounts;
 pub mod boot;
 pub mod dir;
 pub mod fds;

@@ -140,6 +140,48 @@ impl Peer {
     }
 }
 
+/// The groups that the peer was in when it connected, beside its effective one: supplementary groups
+/// (socket(7) SO_PEERGROUPS, Linux 4.13; LOCAL_PEERCRED on macOS). None, if the kernel does not tell.
+pub fn groups(connection: impl AsFd) -> Vec<u32> {
+    groups_of_fd(connection.as_fd())
+}
+
+#[cfg(target_os = "linux")]
+fn groups_of_fd(fd: BorrowedFd<'_>) -> Vec<u32> {
+    use std::os::fd::AsRawFd;
+    // A user is in 65536 groups at most (NGROUPS_MAX); few are in more than these.
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let mut length = libc::socklen_t::try_from(size_of_val(groups.as_slice())).unwrap_or(0);
+        // SAFETY: the kernel writes at most `length` bytes to memory that holds as many, and says in
+        // `length` how many it wrote or would need.
+        let status = unsafe {
+            libc::getsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let count = usize::try_from(length).unwrap_or(0) / size_of::<libc::gid_t>();
+        match nix::errno::Errno::result(status) {
+            Ok(_) => {
+                groups.truncate(count);
+                return groups;
+            }
+            Err(nix::errno::Errno::ERANGE) if count > groups.len() => groups.resize(count, 0),
+            Err(_) => return Vec::new(),
+        }
+    }
+}
+
+#[cfg(target_os = "macos")]
+fn groups_of_fd(fd: BorrowedFd<'_>) -> Vec<u32> {
+    use nix::sys::socket::{getsockopt, sockopt::LocalPeerCred};
+    getsockopt(&fd, LocalPeerCred).map(|credentials| credentials.groups().to_vec()).unwrap_or_default()
+}
+
 /// What the kernel said, judged; every absence fails closed.
 fn judge(uid: u32, pid: Pid, gid: u32, process: Hold, overflow: u32) -> Result<Peer, NoPeer> {
     if uid == u32::MAX {

@@ -92,10 +92,24 @@ impl CheckedSocket {
     /// # Errors
     /// [`BadSocket`] for anything that is not a socket of `owner` or root which nobody else can swap.
     pub fn look(path: &SocketPath, owner: u32) -> Result<CheckedSocket, BadSocket> {
+        CheckedSocket::examine(path, owner, 0o002)
+    }
+
+    /// Looks at the socket of a daemon for the whole machine: it and its directory must be root's.
+    /// All may connect to it, which is to write it.
+    ///
+    /// # Errors
+    /// As [`CheckedSocket::look`].
+    pub fn look_at_root_s(path: &SocketPath) -> Result<CheckedSocket, BadSocket> {
+        CheckedSocket::examine(path, 0, 0)
+    }
+
+    /// `others_write`: which permission bits the socket itself must not have.
+    fn examine(path: &SocketPath, owner: u32, others_write: u32) -> Result<CheckedSocket, BadSocket> {
         let full = path.as_path();
         let failed = |errno: Errno, at: &Path| match errno {
             Errno::ENOENT => BadSocket::Missing(at.to_path_buf()),
-            Errno::EACCES => BadSocket::Forbidden { path: at.to_path_buf(), uid: owner },
+            Errno::EACCES => BadSocket::Forbidden { path: at.to_path_buf(), uid: super::dir::own_uid() },
             Errno::ENOTDIR | Errno::ELOOP => BadSocket::NotASocket(at.to_path_buf()),
             errno => BadSocket::Io { path: at.to_path_buf(), error: errno.into() },
         };
@@ -122,7 +136,7 @@ impl CheckedSocket {
         if socket_stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFSOCK.bits() {
             return Err(BadSocket::NotASocket(full.to_path_buf()));
         }
-        for (stat, at, others_write) in [(&dir_stat, parent, 0o022), (&socket_stat, full, 0o002)] {
+        for (stat, at, others_write) in [(&dir_stat, parent, 0o022), (&socket_stat, full, others_write)] {
             if stat.st_uid != owner && stat.st_uid != 0 {
                 return Err(BadSocket::NotOurs { path: at.to_path_buf(), owner: stat.st_uid });
             }
@@ -344,6 +358,20 @@ mod tests {
         std::fs::set_permissions(real.as_path(), PermissionsExt::from_mode(0o600)).unwrap();
         std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o720)).unwrap();
         assert!(matches!(look(own_uid()), Err(BadSocket::OthersMayWrite { mode: 0o720, .. })));
+    }
+
+    #[test]
+    fn a_socket_for_all_is_taken_from_root_only() {
+        let (_temp, path) = fixture();
+        let _listener = listen_private(&path).unwrap();
+        std::fs::set_permissions(path.as_path(), PermissionsExt::from_mode(0o666)).unwrap();
+        assert!(matches!(CheckedSocket::look(&path, own_uid()), Err(BadSocket::OthersMayWrite { .. })));
+        let looked = CheckedSocket::look_at_root_s(&path);
+        if own_uid() == 0 {
+            looked.unwrap().connect().unwrap();
+        } else {
+            assert!(matches!(looked, Err(BadSocket::NotOurs { .. })));
+        }
     }
 
     #[test]

@@ -21,6 +21,11 @@ pub const NAME_MAX: usize = 64;
 pub const DEFAULT_REALM: &str = "default";
 /// The name of the daemon's own session.
 pub const OWNER: &str = "owner";
+/// The name of a session that stands for a user of a system daemon.
+pub const USER: &str = "user";
+
+/// What the id of a session begins with that stands for a user; the uid follows.
+const USER_PREFIX: &str = "user-";
 
 /// Milliseconds since 1970 (UTC); the registry is told the time and never asks for it.
 pub type Millis = u64;
@@ -52,6 +57,16 @@ impl SessionId {
         SessionId(OWNER.to_owned())
     }
 
+    /// The id of the session that stands for a user at a system daemon.
+    pub fn of_user(uid: u32) -> SessionId {
+        SessionId(format!("{USER_PREFIX}{uid}"))
+    }
+
+    /// Whether it stands for the owner or a user, and not for something that somebody began.
+    pub fn stands_for_somebody(&self) -> bool {
+        self.0 == OWNER || self.0.starts_with(USER_PREFIX)
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -60,13 +75,18 @@ impl SessionId {
 
 /// A text that is no session id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a session id: expected 16 characters, or owner; `authsock session list` shows them")]
+#[error("not a session id: expected 16 characters, owner, or user-UID; `authsock session list` shows them")]
 pub struct NotASessionId;
 
 impl FromStr for SessionId {
     type Err = NotASessionId;
 
     fn from_str(text: &str) -> Result<SessionId, NotASessionId> {
+        let is_user = text.strip_prefix(USER_PREFIX).and_then(|uid| uid.parse::<u32>().ok());
+        if let Some(uid) = is_user {
+            let id = SessionId::of_user(uid);
+            return if id.0 == text { Ok(id) } else { Err(NotASessionId) };
+        }
         let good =
             text == OWNER || (text.len() == ID_LENGTH && text.bytes().all(|byte| BASE32.contains(&byte)));
         if good { Ok(SessionId(text.to_owned())) } else { Err(NotASessionId) }
@@ -237,6 +257,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// Whether this stands for a whole user, the owner or another: it has no leader and does not end.
+    pub fn stands_for_somebody(&self) -> bool {
+        self.id.stands_for_somebody()
+    }
+
     /// Whether this is the daemon's own session.
     pub fn is_owner(&self) -> bool {
         self.parent.is_none() && self.id.as_str() == OWNER
@@ -256,9 +281,19 @@ mod tests {
             assert_eq!(id.as_str().len(), ID_LENGTH);
             assert_eq!(id.as_str().parse(), Ok(id.clone()));
         }
-        for bad in
-            ["", "Owner", "0123456789abcde", "0123456789abcdefg", "0123456789abcdeU", "0123456789abcdei"]
-        {
+        assert_eq!("user-1000".parse(), Ok(SessionId::of_user(1000)));
+        for bad in [
+            "",
+            "user-",
+            "user-01",
+            "user-+1",
+            "user-4294967296",
+            "Owner",
+            "0123456789abcde",
+            "0123456789abcdefg",
+            "0123456789abcdeU",
+            "0123456789abcdei",
+        ] {
             assert_eq!(bad.parse::<SessionId>(), Err(NotASessionId), "{bad}");
         }
     }

@@ -201,12 +201,12 @@ impl Written<'_> {
             expires: self.expires_ms,
             token_id,
         };
-        // The owner alone has neither parent nor leader, and its name.
+        // The owner alone has no parent, and its name; who stands for somebody has no leader.
         let is_owner = session.id == super::SessionId::owner();
         if session.parent.is_none() != is_owner || session.parent.as_ref() == Some(&session.id) {
             return Err(bad("parent"));
         }
-        if session.leader.is_none() != is_owner {
+        if session.leader.is_none() != session.stands_for_somebody() {
             return Err(bad("leader"));
         }
         if (session.name.as_str() == super::OWNER) != is_owner {
@@ -274,6 +274,20 @@ mod tests {
         assert_eq!(*again.to_bytes(Some(BOOT)).unwrap(), *bytes);
         let (_, boot) = Record::from_bytes(&record.to_bytes(None).unwrap()).unwrap();
         assert_eq!(boot, None, "a boot without a name is none");
+    }
+
+    #[test]
+    fn the_owner_and_users_are_kept_without_a_leader() {
+        for id in [SessionId::owner(), SessionId::of_user(2001)] {
+            let mut record = fixture();
+            record.session.leader = None;
+            record.session.name = if id == SessionId::owner() { "owner" } else { "user" }.parse().unwrap();
+            record.session.parent = Some(SessionId::owner()).filter(|owner| id != *owner);
+            record.session.id = id;
+            assert!(read(&text(&record)).is_ok());
+            record.session.leader = fixture().session.leader;
+            assert_eq!(read(&text(&record)).unwrap_err(), NotARecord::Value("leader"));
+        }
     }
 
     #[test]

@@ -62,8 +62,10 @@ pub struct Maker {
 /// Why a session was not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotMade {
-    /// Only the owner chooses a realm.
-    #[error("realm {0}: only the owner's session names a realm; this session's children are in its own")]
+    /// Only the owner, or a user's own session, chooses a realm.
+    #[error(
+        "realm {0}: only the session of the owner or of a user names a realm; this session's children are in its own"
+    )]
     Realm(Realm),
     /// A child is bound at least as tightly as its parent.
     #[error("binding {0} is wider than the parent session's")]
@@ -228,6 +230,8 @@ pub struct Registry {
     graces: BTreeSet<(Millis, TokenId)>,
     per_uid: HashMap<u32, usize>,
     leaders: Leaders,
+    /// Users that have a session which stands for them.
+    users: BTreeSet<u32>,
 }
 
 impl Registry {
@@ -263,7 +267,69 @@ impl Registry {
             graces: BTreeSet::new(),
             per_uid: HashMap::new(),
             leaders: Leaders::default(),
+            users: BTreeSet::new(),
         }
+    }
+
+    /// Puts a session into the registry that stands for a user of a system daemon, below the owner's.
+    /// If there is one, it gets this token instead, and its old one is worth nothing.
+    pub fn set_user(&mut self, uid: u32, verifier: Verifier, scopes: &[Scope], now: Millis) {
+        let id = SessionId::of_user(uid);
+        let before = self.sessions.remove(&id);
+        for token_id in before.iter().flat_map(|living| living.tokens.clone()) {
+            self.retire_token(token_id, EndReason::Revoked, now);
+        }
+        let token_id = verifier.id();
+        let session = Session {
+            id: id.clone(),
+            #[allow(clippy::expect_used)] // a constant that the tests read
+            name: super::USER.parse().expect("user is a name"),
+            realm: Realm::default(),
+            uid,
+            leader: None,
+            cwd: None,
+            parent: Some(SessionId::owner()),
+            scopes: Scopes::all().narrowed_to(scopes),
+            binding: Binding::Uid,
+            created: before.map_or(now, |living| living.session.created),
+            expires: None,
+            token_id,
+        };
+        self.credentials.insert(token_id, Credential { verifier, session: id.clone(), until: None });
+        self.users.insert(uid);
+        self.sessions.insert(id, Living { session: Arc::new(session), tokens: vec![token_id] });
+    }
+
+    /// Whether a session stands for this user.
+    pub fn has_user(&self, uid: u32) -> bool {
+        self.users.contains(&uid)
+    }
+
+    /// Changes what the sessions that stand for users may do. Gives the sessions below them that have
+    /// more than that now: they must be ended.
+    #[must_use]
+    pub fn set_user_scopes(&mut self, scopes: &[Scope]) -> Vec<SessionId> {
+        let scopes = Scopes::all().narrowed_to(scopes);
+        for uid in &self.users {
+            if let Some(living) = self.sessions.get_mut(&SessionId::of_user(*uid)) {
+                living.session =
+                    Arc::new(Session { scopes: scopes.clone(), ..Session::clone(&living.session) });
+            }
+        }
+        let is_below_a_user = |session: &Session| {
+            let mut parent = session.parent.as_ref();
+            while let Some(id) = parent.filter(|id| !id.stands_for_somebody()) {
+                parent = self.sessions.get(id).and_then(|living| living.session.parent.as_ref());
+            }
+            parent.is_some_and(|id| *id != SessionId::owner())
+        };
+        self.sessions
+            .values()
+            .map(|living| &living.session)
+            .filter(|session| !session.stands_for_somebody() && is_below_a_user(session))
+            .filter(|session| !session.scopes.iter().all(|scope| scopes.permits(scope)))
+            .map(|session| session.id.clone())
+            .collect()
     }
 
     /// Changes how many sessions fit; those that live stay.
@@ -320,8 +386,13 @@ impl Registry {
             let reason = format!("the session is of uid {}, the process of uid {}", session.uid, comer.uid);
             return refuse(Code::Binding, id, reason);
         }
-        let (bound, words) = if session.is_owner() {
-            (self.owner_is_outside(comer), "the owner's token was used at or below a session's leader")
+        let (bound, words) = if session.stands_for_somebody() {
+            let words = if session.is_owner() {
+                "the owner's token was used at or below a session's leader"
+            } else {
+                "the user's own token was used at or below a session's leader"
+            };
+            (self.is_outside(comer), words)
         } else {
             (
                 self.is_bound(session, comer),
@@ -358,7 +429,7 @@ impl Registry {
     }
 
     /// Who runs inside a session must not be the owner, although it can read the owner's file.
-    fn owner_is_outside(&self, comer: &Comer<'_>) -> io::Result<bool> {
+    fn is_outside(&self, comer: &Comer<'_>) -> io::Result<bool> {
         // Where the platform cannot walk up (macOS), no session is bound to a tree either.
         if self.leaders.marks.is_empty() || !cfg!(target_os = "linux") {
             return Ok(true);
@@ -391,15 +462,17 @@ impl Registry {
             return Err(NotMade::Rotated);
         }
         let realm = match new.realm {
-            Some(realm) if realm != parent.realm && !parent.is_owner() => return Err(NotMade::Realm(realm)),
+            Some(realm) if realm != parent.realm && !parent.stands_for_somebody() => {
+                return Err(NotMade::Realm(realm));
+            }
             Some(realm) => realm,
             None => parent.realm.clone(),
         };
         if new.binding > parent.binding {
             return Err(NotMade::Binding(new.binding));
         }
-        // The owner's session does not count against the limit that it enforces.
-        if self.sessions.len() > self.capacity.sessions {
+        // Sessions that stand for somebody do not count against the limit that they enforce.
+        if self.len() >= self.capacity.sessions {
             return Err(NotMade::Full(self.capacity.sessions));
         }
         // The kernel's word; root may come in for a user and stays that user's guest.
@@ -513,7 +586,7 @@ impl Registry {
         let parent = session.parent.as_ref().and_then(|id| self.get(id)).ok_or(NotRestored::Orphan)?;
         if session.uid != parent.uid
             || session.binding > parent.binding
-            || (session.realm != parent.realm && !parent.is_owner())
+            || (session.realm != parent.realm && !parent.stands_for_somebody())
             || parent.expires.is_some_and(|end| session.expires.is_none_or(|own| own > end))
             || !session.scopes.iter().all(|scope| parent.scopes.permits(scope))
         {
@@ -524,7 +597,7 @@ impl Registry {
         {
             return Err(NotRestored::Taken);
         }
-        if self.sessions.len() > self.capacity.sessions {
+        if self.len() >= self.capacity.sessions {
             return Err(NotRestored::Full(self.capacity.sessions));
         }
         if self.per_uid.get(&session.uid).is_some_and(|count| *count >= self.capacity.sessions_per_uid) {
@@ -549,18 +622,19 @@ impl Registry {
         record.session.leader.is_some_and(|leader| self.leaders.add(&leader))
     }
 
-    /// Lets the owner's token before the present one finish its grace. If the present one is not that
-    /// of the record, its file was changed since, and what was before it is worth nothing.
-    pub fn restore_owner(&mut self, record: &Record, now: Millis) {
-        let id = SessionId::owner();
-        let present = self.get(&id).map(|session| session.token_id);
-        if !record.session.is_owner() || present != Some(record.session.token_id) {
+    /// Lets a token of the owner or a user that came before the present one finish its grace. If the
+    /// present one is not that of the record, its file was changed since, and what was before it is
+    /// worth nothing.
+    pub fn restore_grace(&mut self, record: &Record, now: Millis) {
+        let id = &record.session.id;
+        let present = self.get(id).map(|session| session.token_id);
+        if !id.stands_for_somebody() || present != Some(record.session.token_id) {
             return;
         }
         for (verifier, until) in record.tokens.iter().filter(|(_, until)| until.is_some()) {
             if self.verifier(verifier.id()).is_none() {
-                let token_id = self.add_token(&id, verifier.clone(), *until);
-                if let Some(living) = self.sessions.get_mut(&id) {
+                let token_id = self.add_token(id, verifier.clone(), *until);
+                if let Some(living) = self.sessions.get_mut(id) {
                     living.tokens.insert(0, token_id);
                 }
             }
@@ -574,10 +648,10 @@ impl Registry {
     }
 
     /// Ends a session and all that came from it, leaves first. Ending what has ended is nothing.
-    /// The owner's session cannot end.
+    /// What stands for the owner or a user cannot end.
     pub fn end(&mut self, id: &SessionId, reason: EndReason, now: Millis) -> Vec<(Arc<Session>, EndReason)> {
         let mut ended = Vec::new();
-        if *id != SessionId::owner() {
+        if !id.stands_for_somebody() {
             self.end_below(id, &reason, now, &mut ended);
         }
         ended
@@ -728,9 +802,9 @@ impl Registry {
         self.sessions.range::<SessionId, _>((from, Bound::Unbounded)).map(|(_, living)| &living.session)
     }
 
-    /// How many sessions live, the owner's not counted.
+    /// How many sessions live, those that stand for the owner and for users not counted.
     pub fn len(&self) -> usize {
-        self.sessions.len() - 1
+        self.sessions.len() - 1 - self.users.len()
     }
 
     /// How many processes live that lead a session, or led one.
@@ -776,6 +850,46 @@ mod tests {
     use super::*;
     use crate::kernel::process::Pid;
     use crate::secret::token::Token;
+
+    /// Two users of a system daemon, each with a session below the own one.
+    #[test]
+    fn users_reach_their_own_sessions_only_and_the_owner_all() {
+        let (mut registry, _) = fixture();
+        let all = Scopes::default_of_a_run().iter().cloned().collect::<Vec<_>>();
+        let sessions: Vec<(Admitted, Arc<Session>)> = [2001u32, 2002]
+            .into_iter()
+            .map(|uid| {
+                let token = verifier();
+                let id = token.id();
+                registry.set_user(uid, token, &all, NOW);
+                let user = come(&registry, id, uid, &[uid, 1]).unwrap();
+                let maker = Maker { uid, leader: process(uid + 10), cwd: None };
+                let (made, _) = registry.create(&user, maker, ask("one"), NOW).unwrap();
+                (user, made)
+            })
+            .collect();
+        let (ada, bob) = (&sessions[0], &sessions[1]);
+        assert!(registry.reaches(&ada.0.session, &ada.1.id) && !registry.reaches(&ada.0.session, &bob.1.id));
+        assert!(!registry.reaches(&ada.0.session, &bob.0.session.id));
+        assert!(registry.reaches(&registry.get(&SessionId::owner()).unwrap().clone(), &bob.1.id));
+        assert_eq!(registry.len(), 2, "what stands for users is not counted");
+        // The one user's token in the other's hands, in the own session, and in root's.
+        assert_eq!(come(&registry, ada.0.token_id, 2002, &[9, 1]).unwrap_err().code, Code::Binding);
+        assert_eq!(come(&registry, ada.0.token_id, 2001, &[8, 2011, 1]).unwrap_err().code, Code::Binding);
+        assert!(come(&registry, ada.0.token_id, 0, &[9, 1]).is_ok());
+        assert!(registry.end(&ada.0.session.id, EndReason::Revoked, NOW).is_empty(), "it does not end");
+        // A new token: the old one is worth nothing, and the session below it stays.
+        registry.set_user(2001, verifier(), &all, NOW);
+        assert_eq!(come(&registry, ada.0.token_id, 2001, &[9, 1]).unwrap_err().code, Code::Revoked);
+        assert!(registry.get(&ada.1.id).is_some());
+        // Fewer scopes: what has more must end.
+        assert!(registry.set_user_scopes(&all).is_empty());
+        let mut wider = registry.set_user_scopes(&[]);
+        wider.sort();
+        let mut both = vec![ada.1.id.clone(), bob.1.id.clone()];
+        both.sort();
+        assert_eq!(wider, both);
+    }
 
     const NOW: Millis = 1_000_000;
     const UID: u32 = 1000;
@@ -1164,12 +1278,43 @@ mod tests {
         registry.rotate(&asker, &SessionId::owner(), fresh, 100, NOW).unwrap();
         let record = registry.record(&SessionId::owner()).unwrap();
         let mut again = after_restart(&registry, new, 9);
-        again.restore_owner(&record, NOW);
+        again.restore_grace(&record, NOW);
         assert_eq!(come(&again, old, UID, &[99]).unwrap().until, Some(NOW + 100));
         assert_eq!(again.next_deadline(), Some(NOW + 100));
         let (mut other, _) = fixture();
-        other.restore_owner(&record, NOW);
+        other.restore_grace(&record, NOW);
         assert_eq!(code(come(&other, old, UID, &[99])), Code::Denied);
+    }
+
+    #[test]
+    fn a_user_s_session_comes_back_below_the_user_and_the_user_s_old_token_has_its_grace() {
+        const ADA: u32 = 2001;
+        let (mut registry, owner) = fixture();
+        let scopes: Vec<Scope> = Scopes::default_of_a_run().iter().cloned().collect();
+        let (old, fresh) = (verifier(), verifier());
+        registry.set_user(ADA, old.clone(), &scopes, NOW);
+        let ada = come(&registry, old.id(), ADA, &[9, 1]).unwrap();
+        let maker = Maker { uid: ADA, leader: process(5), cwd: None };
+        let wish = NewSession { realm: Some("r".parse().unwrap()), ..ask("a") };
+        let (session, _) = registry.create(&ada, maker, wish, NOW).unwrap();
+        registry.rotate(&ada, &SessionId::of_user(ADA), fresh.clone(), 100, NOW).unwrap();
+        let records = [&session.id, &SessionId::of_user(ADA)].map(|id| registry.record(id).unwrap());
+        let mut again = after_restart(&registry, owner, 1);
+        assert_eq!(
+            again.restore(&records[0], NOW),
+            Err(NotRestored::Orphan),
+            "the user has no token any more"
+        );
+        again.set_user(ADA, fresh.clone(), &scopes, NOW);
+        again.restore_grace(&records[1], NOW);
+        assert_eq!(again.restore(&records[0], NOW), Ok(true), "and who stands for users takes no place");
+        assert_eq!(come(&again, old.id(), ADA, &[9, 1]).unwrap().until, Some(NOW + 100));
+        assert_eq!(code(come(&again, fresh.id(), ADA, &[8, 5, 1])), Code::Binding);
+        assert!(come(&again, session.token_id, ADA, &[8, 5, 1]).is_ok());
+        // With fewer scopes for users since, what had more does not come back.
+        let mut narrower = after_restart(&registry, owner, 9);
+        narrower.set_user(ADA, fresh, &[], NOW);
+        assert_eq!(narrower.restore(&records[0], NOW), Err(NotRestored::Wider));
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub const CONTROL: &str = "control";
 pub struct Hex32(pub [u8; KEY_BYTES]);
 
 impl Hex32 {
-    fn parse(digits: &str) -> Option<Hex32> {
+    /// Reads 64 lower-case hexadecimal digits.
+    pub(crate) fn parse(digits: &str) -> Option<Hex32> {
         if digits.bytes().any(|digit| digit.is_ascii_uppercase()) {
             return None;
         }

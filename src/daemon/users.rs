@@ -1,0 +1,191 @@
+//! The users of a daemon for the whole machine: each one's token, made at first contact and never read back, and what the daemon knows it by.
+//!
+//! `users/UID/token` is the user's own file in a directory that only root can change: the user may
+//! spoil what is in it, and harms nobody else. What verifies it is root's, in `verifiers/UID`, and is
+//! all that the daemon goes by.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Mutex;
+
+use zeroize::Zeroizing;
+
+use crate::gate::lock;
+use crate::kernel::dir::{Dir, Unusable, own_uid};
+use crate::place::{TOKEN_FILE, USERS_DIR, VERIFIERS_DIR};
+use crate::secret::token::{Token, TokenId};
+use crate::secret::verifier::Verifier;
+use crate::wire::auth::Hex32;
+
+/// Most bytes of a file that holds a verifier: three words of hexadecimal digits and their ends.
+const VERIFIER_MAX: usize = 16 + 64 + 64 + 3;
+
+/// The directories of users and of what verifies their tokens.
+#[derive(Debug)]
+pub(super) struct Users {
+    users: Dir,
+    verifiers: Dir,
+    /// One directory for each user who has come, held open.
+    homes: Mutex<HashMap<u32, Dir>>,
+}
+
+/// Why a user has no token.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoUserToken {
+    /// A directory or file cannot be made.
+    #[error("the token of uid {uid} cannot be made: {problem}")]
+    Unusable {
+        /// Whose.
+        uid: u32,
+        /// What is wrong.
+        problem: Unusable,
+    },
+    /// The operating system gives no random bytes.
+    #[error(transparent)]
+    NoRandomness(#[from] crate::secret::random::NoRandomness),
+}
+
+impl Users {
+    /// Opens the directories below the state directory, and makes what is missing.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub(super) fn open(state: &Dir) -> Result<Users, Unusable> {
+        Ok(Users {
+            users: state.open_or_create_passage(USERS_DIR)?,
+            verifiers: Dir::open_or_create(&state.path().join(VERIFIERS_DIR), own_uid())?,
+            homes: Mutex::default(),
+        })
+    }
+
+    /// Everybody who has a token, with what verifies it. What is spoilt or lacks its other half is
+    /// left out, and told: its user gets a new token at the next contact.
+    ///
+    /// # Errors
+    /// [`Unusable`] if the directory cannot be listed.
+    pub(super) fn known(&self) -> Result<Vec<(u32, Verifier)>, Unusable> {
+        let mut known = Vec::new();
+        for name in self.verifiers.names()? {
+            let Some(uid) = name.parse::<u32>().ok().filter(|uid| uid.to_string() == name) else { continue };
+            if !self.has_token(uid) {
+                continue;
+            }
+            match self.verifiers.read_private(&name, own_uid(), VERIFIER_MAX).map(Zeroizing::new) {
+                Ok(bytes) => match parse(&bytes) {
+                    Some(verifier) => known.push((uid, verifier)),
+                    None => tracing::warn!(
+                        authsock_event = "verifier_spoilt",
+                        authsock_peer_uid = uid,
+                        "what verifies the token of uid {uid} is spoilt; it gets a new one at its next contact"
+                    ),
+                },
+                Err(problem) => {
+                    tracing::warn!(authsock_event = "verifier_spoilt", authsock_peer_uid = uid, "{problem}");
+                }
+            }
+        }
+        Ok(known)
+    }
+
+    /// Whether a user's file is there; what is in it is the user's own affair.
+    pub(super) fn has_token(&self, uid: u32) -> bool {
+        self.with_home(uid, |home| Ok(home.has(TOKEN_FILE))).unwrap_or(false)
+    }
+
+    /// Makes a new token for a user: what verifies it lies on disk before the token can be read.
+    ///
+    /// # Errors
+    /// [`NoUserToken`]; a token that was there before still lies there then.
+    pub(super) fn mint(&self, uid: u32) -> Result<Verifier, NoUserToken> {
+        let token = Token::generate()?;
+        let verifier = Verifier::of(&token);
+        let (stored, server) = verifier.reveal();
+        let text = Zeroizing::new(format!("{}\n{}\n{}\n", verifier.id(), *stored, *server));
+        let unusable = |problem| NoUserToken::Unusable { uid, problem };
+        self.verifiers.replace(&uid.to_string(), text.as_bytes()).map_err(unusable)?;
+        self.with_home(uid, |home| home.replace_for(TOKEN_FILE, token.reveal().as_bytes(), uid))
+            .map_err(unusable)?;
+        Ok(verifier)
+    }
+
+    fn with_home<T>(&self, uid: u32, act: impl FnOnce(&Dir) -> Result<T, Unusable>) -> Result<T, Unusable> {
+        let mut homes = lock(&self.homes);
+        // Somebody may have removed the directory that is held; then another is made.
+        if homes.get(&uid).is_some_and(|home| !home.path().exists()) {
+            homes.remove(&uid);
+        }
+        match homes.entry(uid) {
+            Entry::Occupied(home) => act(home.get()),
+            Entry::Vacant(place) => act(place.insert(self.users.open_or_create_passage(&uid.to_string())?)),
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Option<Verifier> {
+    let mut words = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?.split('\n');
+    let id: TokenId = words.next()?.parse().ok()?;
+    let stored = Hex32::parse(words.next()?)?;
+    let server = Hex32::parse(words.next()?)?;
+    words.next().is_none().then(|| Verifier::from_parts(id, stored.0, server.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    fn fixture() -> (tempfile::TempDir, Users) {
+        let temp = tempfile::tempdir().unwrap();
+        let state = Dir::open_or_create(&temp.path().join("authsock"), own_uid()).unwrap();
+        let users = Users::open(&state).unwrap();
+        (temp, users)
+    }
+
+    /// Writes into the very file that is there.
+    fn spoil(path: &std::path::Path, content: &[u8]) {
+        let mut file = std::fs::File::create(path).unwrap();
+        std::io::Write::write_all(&mut file, content).unwrap();
+    }
+
+    #[test]
+    fn a_user_s_token_is_known_to_the_next_daemon_by_its_verifier_alone() {
+        let (temp, users) = fixture();
+        // Giving a file to oneself needs no right to give.
+        let uid = own_uid();
+        let verifier = users.mint(uid).unwrap();
+        let path = temp.path().join("authsock/users").join(uid.to_string()).join(TOKEN_FILE);
+        let meta = path.metadata().unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.uid()), (0o600, uid));
+        let passage = path.parent().unwrap().metadata().unwrap().mode() & 0o7777;
+        assert_eq!(passage, 0o711);
+        let token = Token::parse_file(&std::fs::read(&path).unwrap()).unwrap();
+        assert!(verifier.is_of(&token));
+        // The user spoils the file: the daemon neither reads nor minds.
+        spoil(&path, b"nonsense");
+        let state = Dir::open(&temp.path().join("authsock"), own_uid()).unwrap();
+        let known = Users::open(&state).unwrap().known().unwrap();
+        assert_eq!(known.len(), 1);
+        assert!(known[0].0 == uid && known[0].1.is_of(&token));
+    }
+
+    #[test]
+    fn half_of_what_belongs_together_is_nobody_s_token() {
+        let (temp, users) = fixture();
+        let uid = own_uid();
+        users.mint(uid).unwrap();
+        let verifier = temp.path().join("authsock/verifiers").join(uid.to_string());
+        let good = std::fs::read(&verifier).unwrap();
+        for bad in [&good[..good.len() - 1], &good[..40], b"", b"\n\n\n"] {
+            spoil(&verifier, bad);
+            assert!(users.known().unwrap().is_empty());
+        }
+        spoil(&verifier, &good);
+        assert_eq!(users.known().unwrap().len(), 1);
+        let home = temp.path().join("authsock/users").join(uid.to_string());
+        std::fs::remove_dir_all(&home).unwrap();
+        assert!(users.known().unwrap().is_empty(), "the file is gone, and made anew at the next contact");
+        assert!(!users.has_token(uid));
+        users.mint(uid).unwrap();
+        assert!(users.has_token(uid));
+    }
+}

@@ -1,0 +1,31 @@
+//! The system's own lists of users and groups (getpwnam(3), getgrnam(3)): names to numbers.
+
+use std::io;
+
+/// The number of a user.
+///
+/// # Errors
+/// If the lists cannot be read; a name that nobody has is `Ok(None)`.
+pub fn uid_of(name: &str) -> io::Result<Option<u32>> {
+    Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw()))
+}
+
+/// The number of a group.
+///
+/// # Errors
+/// If the lists cannot be read; a name that no group has is `Ok(None)`.
+pub fn gid_of(name: &str) -> io::Result<Option<u32>> {
+    Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_known_and_nobody_s_name_is_not() {
+        assert_eq!(uid_of("root").unwrap(), Some(0));
+        assert_eq!(uid_of("no-such-user-here").unwrap(), None);
+        assert_eq!(gid_of("no-such-group-here").unwrap(), None);
+    }
+}

@@ -1,0 +1,481 @@
+#!/usr/bin/env python3
+"""Shows under a real systemd what the daemon of the whole machine promises to several users.
+
+Two users are admitted, one by name and one by a group, and a third is not. It runs as root inside a
+throwaway system (tests/systemd/run boots it), because it has to be each of them and the administrator.
+A line beginning with "ok" or "FAIL" is one check; tests/systemd/run counts them.
+"""
+
+import json
+import os
+import pwd
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+import traceback
+
+SOCKET, STATE, CONFIG = "/run/authsock.sock", "/run/authsock", "/etc/authsock/config.toml"
+GROUP = "authsock-users"
+# How long anything may take that should take no time. No check asserts a speed.
+PATIENCE = 20
+CHECKS = []
+secrets = set()
+
+
+def check(name):
+    """Makes a function a check; the name is what it shows."""
+
+    def note(function):
+        CHECKS.append((name, function))
+        return function
+
+    return note
+
+
+def run(*command, **options):
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=60, stdin=subprocess.DEVNULL, **options
+    )
+
+
+def systemctl(*words, fails=False):
+    done = run("systemctl", "--no-pager", *words)
+    assert fails or done.returncode == 0, f"systemctl {' '.join(words)}: {done.stderr.strip()}"
+    return done.stdout
+
+
+def until(what, probe):
+    """Waits for a state that nothing announces, and returns what the probe found."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := probe()):
+        assert time.monotonic() < deadline, f"{what}: still not so after {PATIENCE} s"
+        time.sleep(0.02)
+    return found
+
+
+class User:
+    """A user of the machine, who does nothing but what a user can do: run programs."""
+
+    def __init__(self, name, groups=()):
+        self.name = name
+        if run("getent", "passwd", name).returncode != 0:
+            done = run("useradd", "--create-home", *(["-G", ",".join(groups)] if groups else []), name)
+            assert done.returncode == 0, done.stderr
+        entry = pwd.getpwnam(name)
+        self.uid, self.gid, self.home = entry.pw_uid, entry.pw_gid, entry.pw_dir
+        self.runtime = f"/run/user/{self.uid}"
+        self.token_path = f"{STATE}/users/{self.uid}/token"
+
+    def command(self, *words):
+        # As after a login: the own groups, a runtime directory, and no variable of ours.
+        os.makedirs(self.runtime, mode=0o700, exist_ok=True)
+        os.chown(self.runtime, self.uid, self.gid)
+        return (
+            "setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--init-groups", "--inh-caps=-all",
+            "env", "-i", f"HOME={self.home}", f"USER={self.name}", f"XDG_RUNTIME_DIR={self.runtime}",
+            "PATH=/usr/local/bin:/usr/bin:/bin", *words,
+        )
+
+    def run(self, *words):
+        return run(*self.command(*words))
+
+    def authsock(self, *words):
+        return self.run("authsock", "--system", *words)
+
+    def answered(self, *words):
+        """What the command line says as JSON; it must succeed."""
+        done = self.authsock(*words, "--json")
+        assert done.returncode == 0, f"{self.name}: authsock {' '.join(words)}: {done.returncode}: {done.stderr.strip()}"
+        return json.loads(done.stdout)
+
+    def token(self):
+        with open(self.token_path, encoding="ascii") as file:
+            text = file.read()
+        secrets.add(text)
+        return text
+
+
+def configure(text):
+    os.makedirs(os.path.dirname(CONFIG), exist_ok=True)
+    with open(CONFIG, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(CONFIG, 0o644)
+
+
+def fresh(config=None):
+    """Ground of its own: no daemon, no state, and a configuration."""
+    systemctl("stop", "authsock.socket", "authsock.service")
+    systemctl("clean", "--what=runtime", "authsock.service", fails=True)
+    run("rm", "-rf", STATE)
+    configure(POLICY if config is None else config)
+    systemctl("reset-failed", "authsock.socket", "authsock.service", fails=True)
+    systemctl("start", "authsock.socket")
+
+
+def journal(**fields):
+    run("journalctl", "--sync")
+    lines = run("journalctl", "-ojson", "--all", "-u", "authsock.service").stdout.splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [entry for entry in entries if all(entry.get(name) == str(value) for name, value in fields.items())]
+
+
+def refused(user, code, *words):
+    done = user.authsock(*(words or ("whoami",)), "--json")
+    error = json.loads(done.stderr)["error"] if done.returncode else None
+    assert error and error["code"] == code, f"{user.name}: {done.returncode}: {done.stdout} {done.stderr}"
+    return error
+
+
+run("groupadd", "-f", GROUP)
+ada, bob, eve = User("ada"), User("bob", [GROUP]), User("eve")
+POLICY = f'[policy]\nusers = ["ada"]\ngroups = ["{GROUP}"]\n'
+
+
+@check("each admitted user's first command works, one by name and one by a group, with no step before it")
+def _():
+    fresh()
+    for user in (ada, bob):
+        answer = user.answered("whoami")
+        assert answer["session"]["id"] == f"user-{user.uid}", answer
+        assert answer["peer"]["uid"] == user.uid and answer["daemon"]["uid"] == 0, answer
+        assert answer["handshake"] == "proof", answer
+    assert systemctl("show", "authsock.service", "--value", "-p", "ActiveState").strip() == "active"
+
+
+@check("both come at once from cold, many times over, and each has one token")
+def _():
+    fresh()
+    running = [
+        subprocess.Popen(user.command("authsock", "--system", "whoami"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for user in (ada, bob) * 10
+    ]
+    for program in running:
+        _, errors = program.communicate(timeout=60)
+        assert program.returncode == 0, errors
+    minted = journal(AUTHSOCK_EVENT="token_minted")
+    since = [entry for entry in minted if entry["_PID"] == systemctl("show", "authsock.service", "--value", "-p", "MainPID").strip()]
+    uids = sorted(int(entry["AUTHSOCK_PEER_UID"]) for entry in since if "AUTHSOCK_PEER_UID" in entry)
+    assert uids == sorted([ada.uid, bob.uid]), uids
+
+
+@check("the third user is refused by the kernel's word alone, before a byte is read, and the journal names it")
+def _():
+    fresh()
+    refused(eve, "peer_denied")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+        os.setegid(eve.gid)
+        os.seteuid(eve.uid)
+        try:
+            stream.connect(SOCKET)
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+        stream.settimeout(PATIENCE)
+        # Not one byte was sent.
+        said = json.loads(stream.makefile().readline())
+    assert said["error"]["code"] == "peer_denied", said
+    assert until("the journal's word", lambda: journal(AUTHSOCK_CODE="peer_denied", AUTHSOCK_PEER_UID=eve.uid))
+    assert not os.path.exists(f"{STATE}/users/{eve.uid}"), "nothing is made for who is not admitted"
+
+
+@check("the third user is refused even with an admitted user's token")
+def _():
+    fresh()
+    ada.answered("whoami")
+    path = f"{eve.home}/stolen"
+    with open(path, "w", encoding="ascii") as file:
+        file.write(ada.token())
+    os.chown(path, eve.uid, eve.gid)
+    os.chmod(path, 0o600)
+    refused(eve, "peer_denied", "--token-file", path, "whoami")
+
+
+@check("neither user reads the other's token, lists the other's directory, or comes in with the other's token")
+def _():
+    fresh()
+    for user in (ada, bob):
+        user.answered("whoami")
+    for user, other in ((ada, bob), (bob, ada)):
+        done = user.run("cat", other.token_path)
+        assert done.returncode != 0 and "Permission denied" in done.stderr, done
+        for path in (f"{STATE}/users", STATE, f"{STATE}/users/{other.uid}", f"{STATE}/verifiers"):
+            done = user.run("ls", path)
+            assert done.returncode != 0 and "Permission denied" in done.stderr, (path, done)
+        path = f"{user.home}/stolen"
+        with open(path, "w", encoding="ascii") as file:
+            file.write(other.token())
+        os.chown(path, user.uid, user.gid)
+        os.chmod(path, 0o600)
+        refused(user, "binding", "--token-file", path, "whoami")
+
+
+@check("neither user sees or ends the other's sessions, and root sees all")
+def _():
+    fresh()
+    running = {}
+    for user in (ada, bob):
+        running[user] = subprocess.Popen(
+            user.command("authsock", "--system", "run", "--name", f"of-{user.name}", "--", "cat"),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+    try:
+        def names(answer):
+            return {session["name"]: session["id"] for session in answer["sessions"]}
+        everybody = until("both sessions", lambda: (
+            lambda found: found if {"of-ada", "of-bob"} <= set(found) else None
+        )(names(json.loads(run("authsock", "--system", "session", "list", "--json").stdout))))
+        for user, other in ((ada, bob), (bob, ada)):
+            for words in ((), ("--all-realms",)):
+                seen = names(user.answered("session", "list", *words))
+                assert f"of-{user.name}" in seen and f"of-{other.name}" not in seen and "owner" not in seen, seen
+            for target in (everybody[f"of-{other.name}"], f"user-{other.uid}", "owner"):
+                for verb in (("session", "revoke", target), ("call", "session.rotate", json.dumps({"id": target}))):
+                    done = user.authsock(*verb, "--json")
+                    assert done.returncode == 1 and "no session" in done.stderr, (verb, done)
+        # The same realm's name is another realm for another user.
+        for user in (ada, bob):
+            done = user.authsock("run", "--realm", "shared", "--", "authsock", "session", "list", "--json")
+            uids = {session["uid"] for session in json.loads(done.stdout)["sessions"]}
+            assert uids == {user.uid}, uids
+        ended = ada.answered("session", "revoke", everybody["of-ada"])
+        assert ended["ended"] == 1, ended
+    finally:
+        for program in running.values():
+            program.communicate(timeout=60)
+
+
+@check("a user's programs run in sessions of their own, and do not step out of them by the user's token")
+def _():
+    fresh()
+    done = ada.authsock("run", "--name", "inner", "--", "authsock", "whoami", "--json")
+    answer = json.loads(done.stdout)["session"]
+    assert (answer["name"], answer["uid"], answer["parent"]) == ("inner", ada.uid, f"user-{ada.uid}"), answer
+    done = ada.authsock("run", "--", "env", "-u", "AUTHSOCK_SOCKET", "-u", "AUTHSOCK_TOKEN_FILE",
+                        "authsock", "--system", "whoami", "--json")
+    assert json.loads(done.stderr)["error"]["code"] == "binding", done
+
+
+def spoilt(spoil, words):
+    """The user spoils the own file: nobody else notices, and the own clients say what is wrong."""
+    fresh()
+    ada.answered("whoami")
+    bob.answered("whoami")
+    pid = systemctl("show", "authsock.service", "--value", "-p", "MainPID")
+    spoil()
+    done = ada.authsock("whoami")
+    assert done.returncode == 4 and words in done.stderr and ada.token_path in done.stderr, done
+    bob.answered("whoami")
+    assert systemctl("show", "authsock.service", "--value", "-p", "MainPID") == pid
+    systemctl("restart", "authsock.service")
+    bob.answered("whoami")
+    assert ada.authsock("whoami").returncode == 4
+
+
+def as_ada(script):
+    done = ada.run("sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+
+
+@check("a user who makes the own token readable for all harms only themself, and chmod 600 mends it")
+def _():
+    spoilt(lambda: as_ada(f"chmod 644 {ada.token_path}"), "wider than 0600")
+    as_ada(f"chmod 600 {ada.token_path}")
+    ada.answered("whoami")
+
+
+@check("a user who empties or overwrites the own token harms only themself, and root's removal of it makes a new one")
+def _():
+    spoilt(lambda: as_ada(f": >{ada.token_path}"), "64 hexadecimal digits")
+    old = ada.token_path
+    os.unlink(old)
+    ada.answered("whoami")
+    assert re.fullmatch("[0-9a-f]{64}", ada.token())
+
+
+@check("a user cannot put a link, a directory or another file in the place of the own token")
+def _():
+    fresh()
+    ada.answered("whoami")
+    home = os.path.dirname(ada.token_path)
+    before = os.stat(ada.token_path).st_ino
+    for script in (f"rm -f {ada.token_path}", f"mv {ada.token_path} {home}/x", f"ln -sf /etc/shadow {ada.token_path}",
+                   f"mkdir {home}/d", f"touch {home}/f", f"ln {ada.token_path} {home}/l"):
+        assert ada.run("sh", "-c", script).returncode != 0, script
+    assert os.stat(ada.token_path).st_ino == before and os.listdir(home) == ["token"]
+    ada.answered("whoami")
+
+
+@check("what an administrator or a mishap puts there instead, a link or a directory, harms that user only")
+def _():
+    def link():
+        os.unlink(ada.token_path)
+        os.symlink("/etc/shadow", ada.token_path)
+    spoilt(link, "symbolic link")
+    assert stat.S_IMODE(os.stat("/etc/shadow").st_mode) in (0o640, 0o600), "what it leads to is untouched"
+
+    def directory():
+        os.unlink(ada.token_path)
+        os.mkdir(ada.token_path)
+        os.chown(ada.token_path, ada.uid, ada.gid)
+    spoilt(directory, "is not a regular file")
+
+
+@check("tokens and users' sessions are the same after a restart, a kill -9 and an idle exit")
+def _():
+    fresh(POLICY + "[lifecycle]\nidle_exit_seconds = 1\n")
+    before = {user: (user.answered("whoami")["session"]["token_id"], os.stat(user.token_path).st_ino) for user in (ada, bob)}
+
+    def idle():
+        until("the idle exit", lambda: systemctl("show", "authsock.service", "--value", "-p", "ActiveState").strip() == "inactive")
+
+    for act in (lambda: systemctl("restart", "authsock.service"),
+                lambda: systemctl("kill", "-s", "KILL", "authsock.service"), idle):
+        act()
+        for user in (ada, bob):
+            after = user.answered("whoami")["session"]["token_id"], os.stat(user.token_path).st_ino
+            assert after == before[user], (after, before[user])
+
+
+@check("a user rotates the own token, and only that")
+def _():
+    fresh()
+    bob.answered("whoami")
+    old = ada.answered("whoami")["session"]["token_id"]
+    kept = bob.token()
+    new = ada.answered("token", "rotate", "--now")["token_id"]
+    assert new != old and ada.answered("whoami")["session"]["token_id"] == new
+    assert os.stat(ada.token_path).st_uid == ada.uid and bob.token() == kept
+    systemctl("restart", "authsock.service")
+    assert ada.answered("whoami")["session"]["token_id"] == new
+    done = ada.authsock("session", "revoke", f"user-{ada.uid}")
+    assert done.returncode == 1 and "does not end" in done.stderr, done
+
+
+@check("a reload admits and turns away: who is no longer in the policy is disconnected at once")
+def _():
+    fresh()
+    ada.answered("whoami")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+        os.setegid(ada.gid)
+        os.seteuid(ada.uid)
+        try:
+            stream.connect(SOCKET)
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+        stream.settimeout(PATIENCE)
+        stream.sendall(json.dumps({"type": "auth", "token": ada.token()}).encode() + b"\n")
+        lines = stream.makefile()
+        assert json.loads(lines.readline())["success"]
+        configure('[policy]\nusers = ["eve", "no-such-user"]\n')
+        systemctl("reload", "authsock.service")
+        assert lines.readline() == "", "the connection ends"
+    refused(ada, "peer_denied")
+    eve.answered("whoami")
+    status = json.loads(run("authsock", "--system", "status", "--json").stdout)
+    assert any("no-such-user" in complaint for complaint in status["complaints"]), status["complaints"]
+    assert status["mode"] == "system"
+
+
+@check("the scopes that the configuration gives are what a user's session may do, and what has more ends at a reload")
+def _():
+    fresh(POLICY + 'scopes = ["session:create", "service:docker"]\n')
+    scopes = ada.answered("whoami")["session"]["scopes"]
+    assert sorted(scopes) == ["service:docker", "session:create", "session:self"], scopes
+    program = subprocess.Popen(ada.command("authsock", "--system", "run", "--allow", "service:docker", "--", "cat"), stdin=subprocess.PIPE)
+    until("the session", lambda: len(ada.answered("session", "list")["sessions"]) == 2)
+    configure(POLICY + 'scopes = ["session:create"]\n')
+    systemctl("reload", "authsock.service")
+    assert len(ada.answered("session", "list")["sessions"]) == 1
+    program.communicate(timeout=60)
+    done = ada.authsock("call", "daemon.retire", "--json")
+    assert done.returncode == 1 and "daemon:manage" in done.stderr, done
+
+
+@check("a broken configuration is told to every user as unavailable, and mending it heals")
+def _():
+    fresh("[policy]\nusers = 7\n")
+    for user in (ada, eve):
+        refused(user, "unavailable")
+    configure(POLICY)
+    until("healed", lambda: ada.authsock("whoami").returncode == 0)
+    refused(eve, "peer_denied")
+
+
+@check("without a configuration nobody but root is served")
+def _():
+    fresh("")
+    refused(ada, "peer_denied")
+    done = run("authsock", "--system", "whoami", "--json")
+    assert json.loads(done.stdout)["session"]["id"] == "owner", done
+
+
+@check("the daemon has one capability, and the files are whose they should be")
+def _():
+    fresh()
+    ada.answered("whoami")
+    pid = systemctl("show", "authsock.service", "--value", "-p", "MainPID").strip()
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        caps = {line.split()[0]: int(line.split()[1], 16) for line in file if line.startswith("Cap")}
+    cap_chown = 1 << 0  # linux/capability.h
+    assert caps["CapEff:"] == caps["CapBnd:"] == cap_chown, caps
+    for path, uid, mode in (
+        (SOCKET, 0, 0o666), (STATE, 0, 0o711), (f"{STATE}/token", 0, 0o600), (f"{STATE}/users", 0, 0o711),
+        (f"{STATE}/users/{ada.uid}", 0, 0o711), (ada.token_path, ada.uid, 0o600),
+        (f"{STATE}/verifiers", 0, 0o700), (f"{STATE}/verifiers/{ada.uid}", 0, 0o600),
+    ):
+        found = os.stat(path)
+        assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (uid, mode), (path, found)
+
+
+@check("in a session the variables lead back to this daemon, and a user who made it the default needs no option")
+def _():
+    fresh()
+    done = ada.authsock("run", "--", "sh", "-c", "echo $AUTHSOCK_SOCKET; ls -l $AUTHSOCK_TOKEN_FILE; authsock whoami")
+    assert done.returncode == 0 and SOCKET in done.stdout and "-rw-------" in done.stdout, done
+    as_ada("mkdir -p ~/.config/authsock && echo '[client]\nsystem = true' >~/.config/authsock/config.toml")
+    try:
+        done = ada.run("authsock", "whoami", "--json")
+        assert json.loads(done.stdout)["session"]["id"] == f"user-{ada.uid}", done
+    finally:
+        as_ada("rm -r ~/.config/authsock")
+
+
+@check("no token stands in the journal")
+def _():
+    run("journalctl", "--sync")
+    text = run("journalctl", "-ojson", "--all").stdout
+    for user in (ada, bob):
+        if os.path.isfile(user.token_path):
+            user.token()
+    assert len(secrets) >= 2
+    assert not any(secret.strip() and secret in text for secret in secrets)
+
+
+def main():
+    print(run("systemctl", "--version").stdout.splitlines()[0], flush=True)
+    failed = 0
+    wanted = os.environ.get("ONLY", "")
+    for name, function in CHECKS:
+        if wanted not in name:
+            continue
+        try:
+            function()
+            print(f"ok    {name}", flush=True)
+        except Exception as error:
+            failed += 1
+            words = f"{type(error).__name__}: {error}"
+            for secret in secrets:
+                words = words.replace(secret, "<token>") if secret else words
+            print(f"FAIL  {name}\n      {words}", flush=True)
+            if not isinstance(error, AssertionError):
+                traceback.print_exc()
+            print(run("journalctl", "-n15", "-u", "authsock*", "--no-pager", "-ocat").stdout, flush=True)
+    print("end of the scenario", flush=True)
+    return 1 if failed else 0
+
+
+sys.exit(main())
