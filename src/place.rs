@@ -39,6 +39,8 @@ pub const TOKEN_FILE: &str = "token";
 pub const LOCK_FILE: &str = "lock";
 /// File name of the lock under which clients start a daemon.
 pub const START_LOCK_FILE: &str = "start.lock";
+/// Directory of the sessions' records, below the state directory.
+pub const SESSIONS_DIR: &str = "sessions";
 /// File name of a token in `$CREDENTIALS_DIRECTORY`.
 pub const CREDENTIAL_FILE: &str = "authsock.token";
 /// Name that the socket unit gives its descriptor (`FileDescriptorName=`).

@@ -1,10 +1,11 @@
-//! What a daemon stands on: configuration, state directory, lock, token. It is all there or the daemon cannot serve.
+//! What a daemon stands on: configuration, state directory, lock, token, the sessions' records. It is all there or the daemon cannot serve.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::store::Store;
 use super::users::Users;
 use crate::client::{self, Client};
 use crate::config::{BadConfig, Config};
@@ -56,12 +57,13 @@ pub(super) struct Foundation {
     pub(super) state: Dir,
     pub(super) owner: Verifier,
     pub(super) lock: Lock,
+    pub(super) store: Store,
     /// The users' tokens, if this is the daemon of the whole machine.
     pub(super) users: Option<Users>,
 }
 
 impl Foundation {
-    /// Lays it, in this order: configuration, directory, lock, token. What is there is kept. A daemon
+    /// Lays it, in this order: configuration, directory, lock, token, records. What is there is kept. A daemon
     /// that answers clients meanwhile has no `patience` to wait for one that is ending.
     pub(super) async fn lay(
         starter: Starter,
@@ -95,7 +97,8 @@ impl Foundation {
             ),
         }
         let users = if places.is_system() { Some(Users::open(&state)?) } else { None };
-        Ok(Foundation { config, state, owner: Verifier::of(&token), lock, users })
+        let store = Store::open(&state)?;
+        Ok(Foundation { config, state, owner: Verifier::of(&token), lock, users, store })
     }
 }
 

@@ -7,6 +7,7 @@ mod foundation;
 mod lifecycle;
 mod serve;
 mod sessions;
+mod store;
 mod users;
 
 pub use control::{METHODS, Method};

@@ -292,7 +292,7 @@ impl Server {
     async fn lay_foundation(&mut self, patience: Duration) -> Result<(), Fatal> {
         let laid =
             Foundation::lay(self.starter, &self.places, self.options.config.as_deref(), patience).await;
-        let Foundation { config, state, owner, lock, users } = laid?;
+        let Foundation { config, state, owner, lock, users, store } = laid?;
         let uid = own_uid();
         let mut registry = Registry::new(uid, owner, now(), capacity(&config));
         let users = users.map(Arc::new);
@@ -302,7 +302,7 @@ impl Server {
                 registry.set_user(uid, verifier, &scopes, now());
             }
         }
-        let sessions = Sessions::new(registry, self.changed.clone());
+        let sessions = Sessions::new(registry, store, self.changed.clone());
         let (settings, complained) = settings(&config, self.options.descriptors, self.options.system);
         let policy = watch::channel(settings.policy.clone()).0;
         let config = Arc::new(Mutex::new(Arc::new(config)));

@@ -1,4 +1,4 @@
-//! Living sessions: the registry together with what watches leaders, clocks and connections.
+//! Living sessions: the registry together with what keeps them on record, and what watches leaders, clocks and connections.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -10,6 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
+use super::store::{NotKept, Store, log_end};
 use crate::gate::{lock, now};
 use crate::kernel::process::{Identity, Process};
 use crate::secret::token::TokenId;
@@ -28,6 +29,7 @@ pub(super) type Lifeline = watch::Receiver<u64>;
 #[derive(Debug)]
 pub(super) struct Sessions {
     registry: Arc<Mutex<Registry>>,
+    store: Store,
     lifelines: Mutex<HashMap<SessionId, watch::Sender<u64>>>,
     /// A deadline may have moved.
     clock: Notify,
@@ -36,13 +38,19 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn new(registry: Registry, changed: Arc<Notify>) -> Arc<Sessions> {
+    /// With the sessions that outlived the daemon before.
+    pub(super) fn new(mut registry: Registry, store: Store, changed: Arc<Notify>) -> Arc<Sessions> {
+        let leaders = store.restore(&mut registry, now());
         let sessions = Arc::new(Sessions {
             registry: Arc::new(Mutex::new(registry)),
+            store,
             lifelines: Mutex::default(),
             clock: Notify::new(),
             changed,
         });
+        for leader in leaders {
+            tokio::spawn(watch_leader(sessions.clone(), leader));
+        }
         tokio::spawn(keep_time(Arc::downgrade(&sessions)));
         sessions
     }
@@ -66,7 +74,8 @@ impl Sessions {
         Some(Standing { session, until })
     }
 
-    /// Makes a session whose leader is a process that is held; its end ends the session.
+    /// Makes a session whose leader is a process that is held; its end ends the session. It is on
+    /// record before anybody hears of it, or it is not made.
     pub(super) fn create(
         self: &Arc<Self>,
         asker: &Admitted,
@@ -74,7 +83,17 @@ impl Sessions {
         leader: Option<Process>,
         new: NewSession,
     ) -> Result<Arc<Session>, NotMade> {
-        let (session, is_new_leader) = lock(&self.registry).create(asker, maker, new, now())?;
+        let (session, is_new_leader) = {
+            let mut registry = lock(&self.registry);
+            let (session, is_new_leader) = registry.create(asker, maker, new, now())?;
+            if let Err(error) = registry.record(&session.id).map_or(Ok(()), |record| self.store.save(&record))
+            {
+                registry.take_back(&session, is_new_leader);
+                self.store.forget(&session.id);
+                return Err(not_kept(&session, error));
+            }
+            (session, is_new_leader)
+        };
         tracing::info!(
             authsock_event = "session_started",
             authsock_session = session.id.as_str(),
@@ -104,20 +123,18 @@ impl Sessions {
     fn end_leader(&self, leader: &Identity) {
         let ended = lock(&self.registry).end_leader(leader, now());
         self.tell(&ended);
+        self.store.leader_ended(leader);
     }
 
     fn tell(&self, ended: &[(Arc<Session>, EndReason)]) {
         for (session, reason) in ended {
-            tracing::info!(
-                authsock_event = "session_ended",
-                authsock_session = session.id.as_str(),
-                authsock_peer_uid = session.uid,
-                authsock_reason = reason.as_str(),
-                "session {} ({}) ended: {}",
-                session.id,
-                session.name,
-                reason.as_str()
-            );
+            log_end(session, reason);
+            let leader_lives = session.leader.is_some_and(|leader| lock(&self.registry).leads(&leader));
+            if leader_lives {
+                self.store.end(session, reason);
+            } else {
+                self.store.forget(&session.id);
+            }
             // Dropping the sender tells every receiver.
             lock(&self.lifelines).remove(&session.id);
         }
@@ -133,7 +150,26 @@ impl Sessions {
         verifier: Verifier,
         grace: Millis,
     ) -> Result<TokenId, NotMade> {
-        let session = lock(&self.registry).rotate(asker, id, verifier, grace, now())?;
+        let session = {
+            let mut registry = lock(&self.registry);
+            let now = now();
+            // On disk before in memory, as the owner's token is.
+            let record = registry.rotated(asker, id, &verifier, grace, now)?;
+            match self.store.save(&record) {
+                Ok(()) => {}
+                // The token's file is replaced already: the new one holds in any case.
+                Err(error) if record.session.stands_for_somebody() => tracing::warn!(
+                    authsock_event = "not_kept",
+                    "the grace of an old token of session {id} would end with this daemon: {error}"
+                ),
+                Err(error) => {
+                    // What was there before holds, should the file have been replaced all the same.
+                    let _ = registry.record(id).map(|before| self.store.save(&before));
+                    return Err(not_kept(&record.session, error));
+                }
+            }
+            registry.rotate(asker, id, verifier, grace, now)?
+        };
         tracing::info!(
             authsock_event = "token_rotated",
             authsock_session = session.id.as_str(),
@@ -172,6 +208,22 @@ impl Sessions {
         registry.end_graces(now());
         registry.next_deadline()
     }
+}
+
+/// Logs that a session's record could not be written, and says so to whoever asked.
+fn not_kept(session: &Session, error: NotKept) -> NotMade {
+    let error = match error {
+        NotKept::TooLong(error) => return NotMade::TooLong(error),
+        NotKept::Unusable(error) => error,
+    };
+    tracing::error!(
+        authsock_event = "not_kept",
+        authsock_session = session.id.as_str(),
+        "session {} ({}) cannot be recorded: {error}",
+        session.id,
+        session.name
+    );
+    NotMade::NotKept(error.to_string())
 }
 
 /// What a connection still has.

@@ -354,6 +354,18 @@ impl Dir {
         }
     }
 
+    /// Removes what a process that was killed had begun to write. Only for who holds the lock that
+    /// keeps all other writers out.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub fn sweep_unfinished(&self) -> Result<(), Unusable> {
+        for name in self.names()?.iter().filter(|name| name.starts_with(UNFINISHED)) {
+            self.remove(name).map_err(|error| Unusable::io(&self.join(name), "remove", error))?;
+        }
+        Ok(())
+    }
+
     /// Opens (or makes, 0600) a file that is only there to be locked, and tries to lock it.
     ///
     /// # Errors
@@ -572,6 +584,9 @@ fn read_examined(
     Ok(bytes)
 }
 
+/// How the passing name of a file begins that has not got its own yet.
+const UNFINISHED: &str = ".new-";
+
 /// A file with its content whole but without its name yet.
 struct Temporary {
     file: File,
@@ -605,7 +620,8 @@ impl Temporary {
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
         let (name, fd) = loop {
             // A process of another pid namespace may have our pid, and the same name in mind.
-            let name = format!(".new-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            let name =
+                format!("{UNFINISHED}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
             match fcntl::openat(dir.fd.as_fd(), name.as_str(), flags, Mode::from_bits_truncate(0o600)) {
                 Ok(fd) => break (name, fd),
                 Err(Errno::EEXIST) => {}
@@ -704,6 +720,22 @@ mod tests {
         std::fs::File::create(&file).unwrap();
         assert!(matches!(Dir::open(&file, own_uid()).unwrap_err().problem, Problem::NotA { .. }));
         assert!(Dir::open(&temp.path().join("none"), own_uid()).unwrap_err().is_missing());
+    }
+
+    #[test]
+    fn what_lies_there_is_listed_and_what_is_unfinished_is_swept_away() {
+        let (_temp, dir) = fixture();
+        for name in ["one", ".new-1-2", ".newer"] {
+            dir.replace(name, b"x").unwrap();
+        }
+        let list = || {
+            let mut names = dir.names().unwrap();
+            names.sort();
+            names
+        };
+        assert_eq!(list(), [".new-1-2", ".newer", "one"]);
+        dir.sweep_unfinished().unwrap();
+        assert_eq!(list(), [".newer", "one"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::io;
 
 pub mod accounts;
+pub mod boot;
 pub mod dir;
 pub mod fds;
 pub mod peer;

@@ -57,6 +57,23 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// Holds the process that this names, if it still runs: whatever has its pid now must bear the
+    /// same mark.
+    ///
+    /// # Errors
+    /// `ESRCH` if it has ended, or cannot be named here because it is of another pid namespace; else
+    /// as [`Process::open`].
+    pub fn reopen(&self) -> io::Result<Process> {
+        if self.pid.0 == 0 {
+            return Err(Errno::ESRCH.into());
+        }
+        let opened = Process::open(self.pid)?;
+        let is_it = opened.identity().is_same(self) && opened.is_alive();
+        if is_it { Ok(opened) } else { Err(Errno::ESRCH.into()) }
+    }
+}
+
 /// A process held by its pidfd: as long as this lives, its pid means this process or nobody.
 #[derive(Debug)]
 pub struct Process {
@@ -330,6 +347,28 @@ mod tests {
         assert!(!start(5, 1).is_same(&start(5, 2)));
         assert!(!start(5, 1).is_same(&start(6, 1)));
         assert!(!inode(5, 1).is_same(&start(5, 1)));
+    }
+
+    #[test]
+    fn a_process_is_found_again_by_its_mark_and_another_with_its_pid_is_not() {
+        let mut child = sleeper();
+        let identity = Process::open(Pid(child.id())).unwrap().identity();
+        assert_eq!(identity.reopen().unwrap().identity(), identity);
+        let start = start_time(identity.pid);
+        let no_pidfs = Identity { pidfs: None, start, ..identity };
+        assert_eq!(no_pidfs.reopen().is_ok(), identity.pidfs.is_none(), "a mark of the same kind decides");
+        for other in [
+            Identity { pidfs: Some(1), start: None, ..identity },
+            Identity { pidfs: None, start: Some(1), ..identity },
+            Identity { pidfs: None, start: None, ..identity },
+            Identity { pid: Pid::own(), ..identity },
+            Identity { pid: Pid(0), ..identity },
+        ] {
+            assert_eq!(other.reopen().unwrap_err().raw_os_error(), Some(libc::ESRCH), "{other:?}");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(identity.reopen().unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 
     #[test]

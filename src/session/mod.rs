@@ -1,6 +1,7 @@
 //! What a token stands for: a session's id, name, realm, scopes, binding, and how one ends.
 #![forbid(unsafe_code)]
 
+pub mod record;
 pub mod registry;
 pub mod scope;
 
@@ -217,6 +218,12 @@ impl EndReason {
             EndReason::Revoked => "revoked",
             EndReason::ParentEnded => "parent_ended",
         }
+    }
+
+    /// The reason that a word stands for.
+    pub fn of_word(word: &str) -> Option<EndReason> {
+        use EndReason::{Expired, LeaderExited, ParentEnded, Revoked};
+        [LeaderExited, Expired, Revoked, ParentEnded].into_iter().find(|reason| reason.as_str() == word)
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
+use super::record::{Record, TooLong};
 use super::scope::{Scope, Scopes};
 use super::{Binding, EndReason, Millis, Name, Realm, Session, SessionId};
 use crate::kernel::is_exhausted;
@@ -87,6 +88,32 @@ pub enum NotMade {
     /// No id can be made.
     #[error("the operating system gives no random bytes")]
     NoRandomness,
+    /// What would not outlive the daemon is not promised.
+    #[error("the session cannot be recorded: {0}")]
+    NotKept(String),
+    /// Nor what would not be read back.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+}
+
+/// Why a session that a record tells of does not live on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotRestored {
+    /// It has no parent to live below.
+    #[error("the session that it came from does not live")]
+    Orphan,
+    /// No session is made so, and a record makes none.
+    #[error("its record is wider than the session that it came from")]
+    Wider,
+    /// Another session has its id or a token of it.
+    #[error("another session has its id or its token")]
+    Taken,
+    /// All places are taken.
+    #[error("limit sessions = {0} is reached")]
+    Full(usize),
+    /// All of this user's places are taken.
+    #[error("limit sessions_per_uid = {0} is reached")]
+    FullForUid(usize),
 }
 
 /// Why a proven token is not let in.
@@ -478,16 +505,146 @@ impl Registry {
             expires: [own_end, parent.expires].into_iter().flatten().min(),
             token_id,
         });
-        let credential = Credential { verifier: new.verifier, session: session.id.clone(), until: None };
-        self.credentials.insert(token_id, credential);
-        let is_new_leader = self.leaders.add(&maker.leader);
-        *self.per_uid.entry(session.uid).or_default() += 1;
-        self.children.entry(parent.id.clone()).or_default().insert(session.id.clone());
-        if let Some(expires) = session.expires {
-            self.expiries.insert((expires, session.id.clone()));
-        }
-        self.sessions.insert(session.id.clone(), Living { session: session.clone(), tokens: vec![token_id] });
+        let is_new_leader = self.attach(&session, [(new.verifier, None)]);
         Ok((session, is_new_leader))
+    }
+
+    /// Undoes what [`Registry::create`] just did, as if it had never been.
+    pub fn take_back(&mut self, session: &Session, was_new_leader: bool) {
+        for token_id in self.detach(&session.id).into_iter().flat_map(|living| living.tokens) {
+            self.credentials.remove(&token_id);
+        }
+        if let Some(leader) = session.leader.filter(|_| was_new_leader) {
+            self.leaders.remove(&leader);
+        }
+    }
+
+    /// Puts a session in its places, with the tokens that stand for it; says whether its leader is a
+    /// new one.
+    fn attach(
+        &mut self,
+        session: &Arc<Session>,
+        tokens: impl IntoIterator<Item = (Verifier, Option<Millis>)>,
+    ) -> bool {
+        let id = &session.id;
+        let tokens =
+            tokens.into_iter().map(|(verifier, until)| self.add_token(id, verifier, until)).collect();
+        *self.per_uid.entry(session.uid).or_default() += 1;
+        if let Some(parent) = &session.parent {
+            self.children.entry(parent.clone()).or_default().insert(id.clone());
+        }
+        if let Some(expires) = session.expires {
+            self.expiries.insert((expires, id.clone()));
+        }
+        self.sessions.insert(id.clone(), Living { session: session.clone(), tokens });
+        session.leader.is_some_and(|leader| self.leaders.add(&leader))
+    }
+
+    fn add_token(&mut self, session: &SessionId, verifier: Verifier, until: Option<Millis>) -> TokenId {
+        let token_id = verifier.id();
+        if let Some(until) = until {
+            self.graces.insert((until, token_id));
+        }
+        self.credentials.insert(token_id, Credential { verifier, session: session.clone(), until });
+        token_id
+    }
+
+    /// Takes a session out of all places but those of its tokens and of its leader's process.
+    fn detach(&mut self, id: &SessionId) -> Option<Living> {
+        let living = self.sessions.remove(id)?;
+        let session = &living.session;
+        if let Some(expires) = session.expires {
+            self.expiries.remove(&(expires, id.clone()));
+        }
+        if let Some(siblings) = session.parent.as_ref().and_then(|parent| self.children.get_mut(parent)) {
+            siblings.remove(id);
+        }
+        if let Some(count) = self.per_uid.get_mut(&session.uid) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_uid.remove(&session.uid);
+            }
+        }
+        Some(living)
+    }
+
+    /// What is to be kept of a living session, so that it outlives the daemon.
+    pub fn record(&self, id: &SessionId) -> Option<Record> {
+        let Living { session, tokens } = self.sessions.get(id)?;
+        let tokens = tokens.iter().filter_map(|token_id| self.credentials.get(token_id));
+        let tokens = tokens.map(|credential| (credential.verifier.clone(), credential.until)).collect();
+        Some(Record { session: Session::clone(session), tokens })
+    }
+
+    /// Lets a session live on that a daemon before kept a record of, and whose leader is known to
+    /// live. Says whether the leader is a new one, as [`Registry::create`] does.
+    ///
+    /// # Errors
+    /// [`NotRestored`]; nothing has changed then.
+    pub fn restore(&mut self, record: &Record, now: Millis) -> Result<bool, NotRestored> {
+        let session = &record.session;
+        let parent = session.parent.as_ref().and_then(|id| self.get(id)).ok_or(NotRestored::Orphan)?;
+        if session.uid != parent.uid
+            || session.binding > parent.binding
+            || (session.realm != parent.realm && !parent.stands_for_somebody())
+            || parent.expires.is_some_and(|end| session.expires.is_none_or(|own| own > end))
+            || !session.scopes.iter().all(|scope| parent.scopes.permits(scope))
+        {
+            return Err(NotRestored::Wider);
+        }
+        if self.get(&session.id).is_some()
+            || record.tokens.iter().any(|(verifier, _)| self.verifier(verifier.id()).is_some())
+        {
+            return Err(NotRestored::Taken);
+        }
+        if self.len() >= self.capacity.sessions {
+            return Err(NotRestored::Full(self.capacity.sessions));
+        }
+        if self.per_uid.get(&session.uid).is_some_and(|count| *count >= self.capacity.sessions_per_uid) {
+            return Err(NotRestored::FullForUid(self.capacity.sessions_per_uid));
+        }
+        // A grace that ended while no daemon ran is over like any other.
+        let is_new_leader = self.attach(&Arc::new(session.clone()), record.tokens.iter().cloned());
+        self.end_graces(now);
+        Ok(is_new_leader)
+    }
+
+    /// Remembers a session that ended before this daemon began, for its token's holder and because its
+    /// leader still lives. Says whether the leader is a new one, as [`Registry::create`] does.
+    pub fn restore_ended(&mut self, record: &Record, reason: &EndReason, now: Millis) -> bool {
+        for (verifier, _) in &record.tokens {
+            if self.verifier(verifier.id()).is_none() {
+                let token_id = self.add_token(&record.session.id, verifier.clone(), None);
+                self.retire_token(token_id, reason.clone(), now);
+            }
+        }
+        self.forget_ended(now);
+        record.session.leader.is_some_and(|leader| self.leaders.add(&leader))
+    }
+
+    /// Lets a token of the owner or a user that came before the present one finish its grace. If the
+    /// present one is not that of the record, its file was changed since, and what was before it is
+    /// worth nothing.
+    pub fn restore_grace(&mut self, record: &Record, now: Millis) {
+        let id = &record.session.id;
+        let present = self.get(id).map(|session| session.token_id);
+        if !id.stands_for_somebody() || present != Some(record.session.token_id) {
+            return;
+        }
+        for (verifier, until) in record.tokens.iter().filter(|(_, until)| until.is_some()) {
+            if self.verifier(verifier.id()).is_none() {
+                let token_id = self.add_token(id, verifier.clone(), *until);
+                if let Some(living) = self.sessions.get_mut(id) {
+                    living.tokens.insert(0, token_id);
+                }
+            }
+        }
+        self.end_graces(now);
+    }
+
+    /// Whether a process leads a session, or led one, and lives as far as is known.
+    pub fn leads(&self, process: &Identity) -> bool {
+        self.leaders.contains(process)
     }
 
     /// Ends a session and all that came from it, leaves first. Ending what has ended is nothing.
@@ -515,20 +672,8 @@ impl Registry {
             next += 1;
         }
         for ending in order.into_iter().rev() {
-            let Some(Living { session, tokens }) = self.sessions.remove(&ending) else { continue };
+            let Some(Living { session, tokens }) = self.detach(&ending) else { continue };
             let reason = if ending == *id { reason.clone() } else { EndReason::ParentEnded };
-            if let Some(expires) = session.expires {
-                self.expiries.remove(&(expires, ending.clone()));
-            }
-            if let Some(siblings) = session.parent.as_ref().and_then(|parent| self.children.get_mut(parent)) {
-                siblings.remove(&ending);
-            }
-            if let Some(count) = self.per_uid.get_mut(&session.uid) {
-                *count -= 1;
-                if *count == 0 {
-                    self.per_uid.remove(&session.uid);
-                }
-            }
             for token_id in tokens {
                 self.retire_token(token_id, reason.clone(), now);
             }
@@ -570,6 +715,35 @@ impl Registry {
         }
     }
 
+    /// What [`Registry::rotate`] would make of a session, to be kept before it is done.
+    ///
+    /// # Errors
+    /// As [`Registry::rotate`].
+    pub fn rotated(
+        &self,
+        asker: &Admitted,
+        id: &SessionId,
+        verifier: &Verifier,
+        grace: Millis,
+        now: Millis,
+    ) -> Result<Record, NotMade> {
+        self.may_rotate(asker, verifier)?;
+        let Record { session, tokens } = self.record(id).ok_or(NotMade::ParentEnded)?;
+        let before = tokens.into_iter().last().map(|(before, _)| (before, Some(now.saturating_add(grace))));
+        let tokens = before.into_iter().chain([(verifier.clone(), None)]).collect();
+        Ok(Record { session: Session { token_id: verifier.id(), ..session }, tokens })
+    }
+
+    fn may_rotate(&self, asker: &Admitted, verifier: &Verifier) -> Result<(), NotMade> {
+        if self.credentials.get(&asker.token_id).is_none_or(|credential| credential.until.is_some()) {
+            return Err(NotMade::Rotated);
+        }
+        if self.verifier(verifier.id()).is_some() {
+            return Err(NotMade::TokenTaken);
+        }
+        Ok(())
+    }
+
     /// Gives a session a new token. The old one may connect until the grace ends.
     ///
     /// # Errors
@@ -582,13 +756,8 @@ impl Registry {
         grace: Millis,
         now: Millis,
     ) -> Result<Arc<Session>, NotMade> {
-        if self.credentials.get(&asker.token_id).is_none_or(|credential| credential.until.is_some()) {
-            return Err(NotMade::Rotated);
-        }
+        self.may_rotate(asker, &verifier)?;
         let token_id = verifier.id();
-        if self.verifier(token_id).is_some() {
-            return Err(NotMade::TokenTaken);
-        }
         let living = self.sessions.get_mut(id).ok_or(NotMade::ParentEnded)?;
         let session = Arc::new(Session { token_id, ..Session::clone(&living.session) });
         living.session = session.clone();
@@ -990,5 +1159,176 @@ mod tests {
         let wish = || NewSession { verifier: Verifier::of(&token), ..ask("a") };
         registry.create(&asker, maker(5), wish(), NOW).unwrap();
         assert_eq!(registry.create(&asker, maker(6), wish(), NOW).unwrap_err(), NotMade::TokenTaken);
+    }
+
+    /// A registry as it is after a restart, with the same owner's token.
+    fn after_restart(registry: &Registry, owner: TokenId, capacity: usize) -> Registry {
+        let owner = registry.verifier(owner).unwrap().clone();
+        Registry::new(UID, owner, NOW, Capacity { sessions: capacity, sessions_per_uid: capacity })
+    }
+
+    #[test]
+    fn a_restored_session_is_what_it_was_and_its_descendants_with_it() {
+        let (mut registry, owner) = fixture();
+        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
+        let wish = NewSession { ttl: Some(100), ..ask("parent") };
+        let (parent, _) = registry.create(&asker, maker(5), wish, NOW).unwrap();
+        let asker = come(&registry, parent.token_id, UID, &[6, 5, 1]).unwrap();
+        let (child, _) = registry.create(&asker, maker(6), ask("child"), NOW).unwrap();
+        let records = [&parent, &child].map(|session| registry.record(&session.id).unwrap());
+        let mut again = after_restart(&registry, owner, 2);
+        assert_eq!(again.restore(&records[1], NOW), Err(NotRestored::Orphan), "parents come first");
+        assert_eq!(again.restore(&records[0], NOW), Ok(true));
+        assert_eq!(again.restore(&records[0], NOW), Err(NotRestored::Taken));
+        assert_eq!(again.restore(&records[1], NOW), Ok(true));
+        assert_eq!(again.len(), 2);
+        assert!(come(&again, child.token_id, UID, &[7, 6, 5, 1]).is_ok());
+        assert_eq!(code(come(&again, parent.token_id, UID, &[7, 6, 5, 1])), Code::Binding);
+        assert_eq!(code(come(&again, owner, UID, &[7, 6, 5, 1])), Code::Binding);
+        assert_eq!(again.next_deadline(), Some(NOW + 100));
+        assert_eq!(again.end(&parent.id, EndReason::Revoked, NOW).len(), 2);
+    }
+
+    #[test]
+    fn a_record_that_is_wider_than_its_parent_revives_nobody() {
+        let (mut registry, owner) = fixture();
+        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
+        let wish = NewSession { ttl: Some(100), realm: Some("r".parse().unwrap()), ..ask("parent") };
+        let (parent, _) = registry.create(&asker, maker(5), wish, NOW).unwrap();
+        let asker = come(&registry, parent.token_id, UID, &[6, 5, 1]).unwrap();
+        let (child, _) = registry.create(&asker, maker(6), ask("child"), NOW).unwrap();
+        let mut again = after_restart(&registry, owner, 100);
+        again.restore(&registry.record(&parent.id).unwrap(), NOW).unwrap();
+        let good = registry.record(&child.id).unwrap();
+        type Widen = fn(&mut Session);
+        let wider: [Widen; 6] = [
+            |session| session.uid += 1,
+            |session| session.binding = Binding::Uid,
+            |session| session.realm = Realm::default(),
+            |session| session.scopes = Scopes::all(),
+            |session| session.expires = None,
+            |session| session.expires = Some(NOW + 101),
+        ];
+        for (number, widen) in wider.into_iter().enumerate() {
+            let mut record = good.clone();
+            widen(&mut record.session);
+            assert_eq!(again.restore(&record, NOW), Err(NotRestored::Wider), "{number}");
+        }
+        assert_eq!(again.len(), 1, "nothing has changed");
+        assert_eq!(again.restore(&good, NOW), Ok(true));
+    }
+
+    #[test]
+    fn no_more_sessions_are_restored_than_fit() {
+        let (mut registry, owner) = fixture();
+        let asker = come(&registry, owner, UID, &[99]).unwrap();
+        let records = [5, 6, 7].map(|pid| {
+            let (session, _) = registry.create(&asker, maker(pid), ask("a"), NOW).unwrap();
+            registry.record(&session.id).unwrap()
+        });
+        let mut again = after_restart(&registry, owner, 2);
+        let restored = records.map(|record| again.restore(&record, NOW));
+        assert_eq!(restored, [Ok(true), Ok(true), Err(NotRestored::Full(2))]);
+        assert_eq!(again.leaders(), 2);
+    }
+
+    #[test]
+    fn what_was_taken_back_has_never_been() {
+        let (mut registry, owner) = fixture();
+        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
+        let wish = NewSession { ttl: Some(100), ..ask("a") };
+        let verifier = wish.verifier.clone();
+        let (session, is_new) = registry.create(&asker, maker(5), wish, NOW).unwrap();
+        registry.take_back(&session, is_new);
+        assert!(registry.is_empty() && registry.leaders() == 0 && registry.next_deadline().is_none());
+        assert!(registry.verifier(session.token_id).is_none());
+        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
+        assert!(registry.create(&asker, maker(5), NewSession { verifier, ..ask("a") }, NOW).is_ok());
+    }
+
+    #[test]
+    fn a_grace_ends_when_it_would_have_whether_or_not_a_daemon_ran() {
+        let (mut registry, owner) = fixture();
+        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
+        let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
+        let old = session.token_id;
+        let asker = come(&registry, old, UID, &[5, 1]).unwrap();
+        let fresh = verifier();
+        let new = fresh.id();
+        let kept = registry.rotated(&asker, &session.id, &fresh, 100, NOW).unwrap();
+        registry.rotate(&asker, &session.id, fresh, 100, NOW).unwrap();
+        let is = registry.record(&session.id).unwrap();
+        assert_eq!(format!("{kept:?}"), format!("{is:?}"), "what is kept beforehand is what comes about");
+        let mut again = after_restart(&registry, owner, 9);
+        again.restore(&kept, NOW + 99).unwrap();
+        assert_eq!(come(&again, old, UID, &[5, 1]).unwrap().until, Some(NOW + 100));
+        assert_eq!(come(&again, new, UID, &[5, 1]).unwrap().until, None);
+        let mut again = after_restart(&registry, owner, 9);
+        again.restore(&kept, NOW + 100).unwrap();
+        assert_eq!(code(come(&again, old, UID, &[5, 1])), Code::Revoked);
+        assert!(come(&again, new, UID, &[5, 1]).is_ok());
+    }
+
+    #[test]
+    fn the_owner_s_old_token_finishes_its_grace_only_beside_the_token_that_replaced_it() {
+        let (mut registry, old) = fixture();
+        let asker = come(&registry, old, UID, &[99]).unwrap();
+        let fresh = verifier();
+        let new = fresh.id();
+        registry.rotate(&asker, &SessionId::owner(), fresh, 100, NOW).unwrap();
+        let record = registry.record(&SessionId::owner()).unwrap();
+        let mut again = after_restart(&registry, new, 9);
+        again.restore_grace(&record, NOW);
+        assert_eq!(come(&again, old, UID, &[99]).unwrap().until, Some(NOW + 100));
+        assert_eq!(again.next_deadline(), Some(NOW + 100));
+        let (mut other, _) = fixture();
+        other.restore_grace(&record, NOW);
+        assert_eq!(code(come(&other, old, UID, &[99])), Code::Denied);
+    }
+
+    #[test]
+    fn a_user_s_session_comes_back_below_the_user_and_the_user_s_old_token_has_its_grace() {
+        const ADA: u32 = 2001;
+        let (mut registry, owner) = fixture();
+        let scopes: Vec<Scope> = Scopes::default_of_a_run().iter().cloned().collect();
+        let (old, fresh) = (verifier(), verifier());
+        registry.set_user(ADA, old.clone(), &scopes, NOW);
+        let ada = come(&registry, old.id(), ADA, &[9, 1]).unwrap();
+        let maker = Maker { uid: ADA, leader: process(5), cwd: None };
+        let wish = NewSession { realm: Some("r".parse().unwrap()), ..ask("a") };
+        let (session, _) = registry.create(&ada, maker, wish, NOW).unwrap();
+        registry.rotate(&ada, &SessionId::of_user(ADA), fresh.clone(), 100, NOW).unwrap();
+        let records = [&session.id, &SessionId::of_user(ADA)].map(|id| registry.record(id).unwrap());
+        let mut again = after_restart(&registry, owner, 1);
+        assert_eq!(
+            again.restore(&records[0], NOW),
+            Err(NotRestored::Orphan),
+            "the user has no token any more"
+        );
+        again.set_user(ADA, fresh.clone(), &scopes, NOW);
+        again.restore_grace(&records[1], NOW);
+        assert_eq!(again.restore(&records[0], NOW), Ok(true), "and who stands for users takes no place");
+        assert_eq!(come(&again, old.id(), ADA, &[9, 1]).unwrap().until, Some(NOW + 100));
+        assert_eq!(code(come(&again, fresh.id(), ADA, &[8, 5, 1])), Code::Binding);
+        assert!(come(&again, session.token_id, ADA, &[8, 5, 1]).is_ok());
+        // With fewer scopes for users since, what had more does not come back.
+        let mut narrower = after_restart(&registry, owner, 9);
+        narrower.set_user(ADA, fresh, &[], NOW);
+        assert_eq!(narrower.restore(&records[0], NOW), Err(NotRestored::Wider));
+    }
+
+    #[test]
+    fn a_session_that_ended_before_the_restart_still_holds_back_the_owner_below_its_leader() {
+        let (mut registry, owner) = fixture();
+        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
+        let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
+        let record = registry.record(&session.id).unwrap();
+        let mut again = after_restart(&registry, owner, 9);
+        assert!(again.restore_ended(&record, &EndReason::Expired, NOW));
+        assert!(again.is_empty() && again.leads(&process(5)));
+        assert_eq!(code(come(&again, owner, UID, &[8, 5, 1])), Code::Binding);
+        assert_eq!(code(come(&again, session.token_id, UID, &[8, 5, 1])), Code::Expired);
+        again.end_leader(&process(5), NOW);
+        assert!(come(&again, owner, UID, &[8, 5, 1]).is_ok());
     }
 }

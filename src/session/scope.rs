@@ -177,6 +177,11 @@ impl Scopes {
         ])
     }
 
+    /// What a record says that a session had; whoever believes it compares it with the parent's.
+    pub(super) fn of_a_record(scopes: Vec<Scope>) -> Scopes {
+        Scopes(scopes)
+    }
+
     /// What was asked for, cut down to what `self` permits. `session:self` is always part of it:
     /// a session may ask about and end itself. Where only a part of what is asked for is permitted,
     /// that part is given.

@@ -21,17 +21,17 @@ while IFS= read -r line; do eval "$line" </dev/null 2>&1; printf '\n=%s\n' $?; d
 "#;
 
 /// A living session with a shell in it.
-struct Inside {
-    run: Child,
+pub struct Inside {
+    pub run: Child,
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
     /// The shell's pid.
     shell: u32,
-    token_file: PathBuf,
+    pub token_file: PathBuf,
 }
 
 impl Inside {
-    fn begin(ground: &Ground, options: &[&str]) -> Inside {
+    pub fn begin(ground: &Ground, options: &[&str]) -> Inside {
         Inside::begin_with(ground.authsock(["run"]).args(options).args(["--", "sh", "-c", OBEDIENT]))
     }
 
@@ -47,7 +47,7 @@ impl Inside {
     }
 
     /// Has the shell do something; returns its exit code and what it printed, errors too.
-    fn tell(&mut self, line: &str) -> (i32, String) {
+    pub fn tell(&mut self, line: &str) -> (i32, String) {
         assert!(!line.contains('\n'));
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
         let mut said = String::new();
@@ -63,26 +63,26 @@ impl Inside {
     }
 
     /// Has the shell print JSON.
-    fn json(&mut self, line: &str) -> Value {
+    pub fn json(&mut self, line: &str) -> Value {
         let (code, said) = self.tell(line);
         assert_eq!(code, 0, "{line}: {said}");
         serde_json::from_str(said.trim()).unwrap_or_else(|_| panic!("{line}: {said}"))
     }
 
-    fn whoami(&mut self) -> Value {
+    pub fn whoami(&mut self) -> Value {
         self.json("authsock whoami --json")
     }
 
-    fn id(&mut self) -> String {
+    pub fn id(&mut self) -> String {
         self.whoami()["session"]["id"].as_str().unwrap().to_owned()
     }
 
-    fn token(&self) -> String {
+    pub fn token(&self) -> String {
         std::fs::read_to_string(&self.token_file).unwrap()
     }
 
     /// Lets the program come to its own end.
-    fn end(mut self) -> i32 {
+    pub fn end(mut self) -> i32 {
         self.stdin.take();
         self.run.wait().unwrap().code().unwrap()
     }

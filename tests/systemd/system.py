@@ -339,6 +339,35 @@ def _():
             assert after == before[user], (after, before[user])
 
 
+@check("programs in users' sessions notice nothing of a restart and a kill -9, and are still not the users themselves")
+def _():
+    fresh()
+    inside = ("while read -r _; do authsock whoami --json | tr -d '\\n'; echo; "
+              "env -u AUTHSOCK_SOCKET -u AUTHSOCK_TOKEN_FILE authsock --system whoami --json 2>&1 | tr -d '\\n'; echo; done")
+    running = {user: subprocess.Popen(
+        user.command("authsock", "--system", "run", "--name", "lasting", "--", "sh", "-c", inside),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    ) for user in (ada, bob)}
+
+    def ask(user):
+        running[user].stdin.write("\n")
+        session = json.loads(running[user].stdout.readline())["session"]
+        outside = json.loads(running[user].stdout.readline())
+        assert outside["error"]["code"] == "binding", outside
+        return session
+
+    try:
+        before = {user: ask(user) for user in running}
+        for act in (("restart",), ("kill", "-s", "KILL")):
+            systemctl(*act, "authsock.service")
+            for user in running:
+                after = ask(user)
+                assert after == before[user] and after["uid"] == user.uid, (after, before[user])
+    finally:
+        for program in running.values():
+            program.communicate(timeout=60)
+
+
 @check("a user rotates the own token, and only that")
 def _():
     fresh()

@@ -874,6 +874,35 @@ def _():
     assert ended[0]["AUTHSOCK_REASON"], "no reason"
 
 
+@check("a session's program notices nothing of a restart, a kill and a restart of the socket unit")
+def _():
+    serving()
+    token()
+    inside = "while read -r _; do authsock whoami --json | tr -d '\\n'; echo; done"
+    words = ["as-tester", "authsock", "run", "--name", "lasting", "--", "sh", "-c", inside]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as session:
+
+        def whoami():
+            session.stdin.write("\n")
+            return json.loads(session.stdout.readline())
+
+        first = whoami()
+        for act in (
+            lambda: systemctl("restart", SERVICE),
+            kill_daemon,
+            lambda: systemctl("restart", SOCKET_UNIT),
+        ):
+            before = whoami()["daemon"]["pid"]
+            act()
+            who = whoami()
+            assert who["daemon"]["pid"] != before, "it is the same daemon"
+            same(who["session"], first["session"], "the session")
+        since = journal_now()
+        session.stdin.close()
+    ended = logged(since, AUTHSOCK_EVENT="session_ended", AUTHSOCK_SESSION=first["session"]["id"])
+    same(ended[0]["AUTHSOCK_REASON"], "leader_exited", "its end")
+
+
 @check("the owner's token is rotated in place, and the next daemon goes by the new one")
 def _():
     serving()
@@ -883,7 +912,7 @@ def _():
     same(oct(stat.S_IMODE(os.stat(TOKEN).st_mode)), "0o600", "its mode")
     same(ask(old), "revoked", "the old one")
     systemctl("restart", SERVICE)
-    same(ask(old), "denied", "the old one after a restart")
+    same(ask(old), "revoked", "the old one after a restart")
     same(ask(token()), PONG, "the new one")
 
 
