@@ -30,4 +30,4 @@ systemd:
 
 # Type-check, lint and link for macOS; needs root.
 macos:
-	packaging/macos/check-macos
+	packaging/macos/check-macos --target aarch64-apple-darwin --target x86_64-apple-darwin

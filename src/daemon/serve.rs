@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::connection;
 use super::control::{Facts, Hub, Order};
 use super::foundation::{CannotServe, Foundation, LOCK_TIMEOUT, load_config};
-use super::lifecycle::{Asked, Idle, Manager, Signals, watchdog};
+use super::lifecycle::{Asked, Idle, Manager, Signals, idle_exit, watchdog};
 use super::sessions::Sessions;
 use crate::client::connect::places;
 use crate::config::Config;
@@ -39,7 +39,8 @@ const SOCKET_CHECK: Duration = Duration::from_secs(15);
 pub struct Options {
     /// A configuration file instead of the usual one.
     pub config: Option<PathBuf>,
-    /// Where standard error goes once the daemon serves, if a client waits for it to close.
+    /// Where standard error goes once the daemon serves: where a client waits for it to close, or where
+    /// the init system keeps none.
     pub log: Option<File>,
     /// How many descriptors may be open at once.
     pub descriptors: usize,
@@ -260,6 +261,7 @@ impl Server {
         let gate = gate_on(&self.doors, sessions.registry().clone(), settings)?;
         let mut complaints = self.complaints.clone();
         complaints.extend(complaint);
+        complaints.extend(idle_exit(self.starter, config.idle_exit).1);
         let hub = Arc::new(Hub {
             sessions,
             state,
@@ -358,7 +360,7 @@ impl Server {
 
     fn idle_patience(&self) -> Option<Duration> {
         match &self.phase {
-            Phase::Serving { hub, .. } => lock(&hub.config).idle_exit,
+            Phase::Serving { hub, .. } => idle_exit(self.starter, lock(&hub.config).idle_exit).0,
             Phase::Broken { .. } => Config::default().idle_exit,
         }
     }
@@ -450,6 +452,7 @@ impl Server {
                 }
                 // Of what holds now, be it new or what was read before.
                 complaints.extend(settings(&lock(&hub.config), self.options.descriptors).1);
+                complaints.extend(idle_exit(self.starter, lock(&hub.config).idle_exit).1);
                 *lock(&hub.complaints) = complaints;
             }
         }

@@ -3,6 +3,9 @@
 
 use std::io;
 
+#[cfg(any(target_os = "macos", test))]
+#[cfg_attr(not(target_os = "macos"), allow(dead_code))] // its tests need no Mac
+mod darwin;
 pub mod dir;
 pub mod fds;
 pub mod peer;
