@@ -23,6 +23,8 @@ mod impostor;
 mod lifecycle;
 mod manual;
 mod ondemand;
+mod packaging;
+mod shells;
 mod tokens;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod tree;
