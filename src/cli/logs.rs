@@ -14,21 +14,22 @@ use super::{Failure, exit, with_client};
 use crate::client::connect::{Route, places, route};
 use crate::wire::text::printable;
 
-/// The user unit whose journal it is.
-const UNIT: &str = "authsock.service";
+/// What journalctl is asked for: the unit of the user's manager, or of the machine's.
+const USER_UNIT: &[&str] = &["--user", "--unit", "authsock.service"];
+const SYSTEM_UNIT: &[&str] = &["--unit", "authsock.service"];
 /// How many lines come before those that follow, if nobody says: as `journalctl -f` and `tail -f`.
 const BEFORE_FOLLOWING: usize = 10;
 
 /// Where a daemon's log is.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
-    Journal,
+    Journal(&'static [&'static str]),
     File(PathBuf),
 }
 
 pub(super) fn logs(common: &Common, args: &Logs, output: &Output) -> Result<(), Failure> {
     match find(common)? {
-        Place::Journal => Err(journal(args, output)),
+        Place::Journal(unit) => Err(journal(unit, args, output)),
         Place::File(path) => file(&path, args, output),
     }
 }
@@ -42,20 +43,24 @@ fn find(common: &Common) -> Result<Place, Failure> {
         path.ok_or_else(|| Failure::new(exit::FAILED, "HOME is not set, so there is no place for a log file"))
     };
     match route(&places, common.socket.as_deref()) {
-        Route::Named(path) if path != places.init_socket() => ask(common),
-        Route::Named(_) | Route::Init(_) if !cfg!(target_os = "macos") => Ok(Place::Journal),
+        Route::Named(path) if path != places.init_socket() => {
+            // A unit of the user's listens in the user's own directory.
+            let is_users = path.starts_with(places.runtime());
+            ask(common, if is_users { USER_UNIT } else { SYSTEM_UNIT })
+        }
+        Route::Named(_) | Route::Init(_) if !cfg!(target_os = "macos") => Ok(Place::Journal(USER_UNIT)),
         Route::Named(_) | Route::Init(_) | Route::OnDemand(_) => own_file(),
     }
 }
 
 /// Asks a daemon on a socket that somebody named: only it knows.
-fn ask(common: &Common) -> Result<Place, Failure> {
+fn ask(common: &Common, unit: &'static [&'static str]) -> Result<Place, Failure> {
     let mut place = None;
     with_client(common, async |client| {
         let status = client.call("status", None).await?;
         place = match (status["log"].as_str(), status["activation"].as_str()) {
             (Some(path), _) => Some(Place::File(path.into())),
-            (None, Some("init")) => Some(Place::Journal),
+            (None, Some("init")) => Some(Place::Journal(unit)),
             _ => None,
         };
         Ok(())
@@ -64,10 +69,9 @@ fn ask(common: &Common) -> Result<Place, Failure> {
 }
 
 /// Becomes journalctl; comes back only with the reason why not.
-fn journal(args: &Logs, output: &Output) -> Failure {
-    let ours = ["--user", "--unit", UNIT];
-    output.note(&format!("journalctl {}", ours.join(" ")));
-    if is_silent(&ours) {
+fn journal(unit: &[&str], args: &Logs, output: &Output) -> Failure {
+    output.note(&format!("journalctl {}", unit.join(" ")));
+    if is_silent(unit) {
         output.note(
             "nothing of authsock is in the journal that you may read. Where it is kept in memory only \
              (Storage=volatile, or there is no /var/log/journal), users have no journal of their own: \
@@ -77,7 +81,7 @@ fn journal(args: &Logs, output: &Output) -> Failure {
         );
     }
     let mut command = Command::new("journalctl");
-    command.args(ours);
+    command.args(unit);
     if let Some(lines) = args.lines {
         command.args(["--lines", &lines.to_string()]);
     }

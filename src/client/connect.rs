@@ -117,7 +117,9 @@ impl Route {
     /// Where to look when a daemon that should be there is not.
     fn look(&self) -> &'static str {
         match self {
-            Route::Init(_) if cfg!(target_os = "macos") => "; see ~/Library/Logs/authsock/log",
+            Route::Init(_) | Route::OnDemand(_) if cfg!(target_os = "macos") => {
+                "; see ~/Library/Logs/authsock/log"
+            }
             Route::Init(_) => "; see `systemctl --user status authsock.service`",
             Route::OnDemand(_) => "; see its log, ~/.local/state/authsock/log",
             Route::Named(_) => "",

@@ -229,6 +229,20 @@ fn the_log_of_systemd_s_daemon_is_its_journal_and_silence_is_explained() {
     for way_out in ["usermod -aG systemd-journal", "/var/log/journal"] {
         assert!(text_of(&output).contains(way_out), "{}", text_of(&output));
     }
+    // One on a socket that somebody named is asked: outside of the user's directory it is the machine's.
+    let elsewhere = ground.root().join("else.sock");
+    let daemon = crate::ground::Daemon::start(&ground, crate::ground::bind_private(&elsewhere), |command| {
+        command.env("RUNTIME_DIRECTORY", ground.root().join("else"));
+    });
+    let mut command = ground.authsock(["logs", "--token-file"]);
+    command.arg(ground.root().join("else/token")).arg("--socket").arg(&elsewhere);
+    let output = command.env("PATH", ground.home()).output().unwrap();
+    assert!(
+        text_of(&output).contains("authsock: journalctl --unit authsock.service"),
+        "{}",
+        text_of(&output)
+    );
+    drop(daemon);
     let nowhere = ground.authsock(["logs"]).env("PATH", ground.home()).output().unwrap();
     assert!(text_of(&nowhere).contains("cannot run journalctl"), "{}", text_of(&nowhere));
 }
