@@ -14,8 +14,10 @@ use super::{Failure, exit, with_client};
 use crate::client::connect::{Route, places, route};
 use crate::wire::text::printable;
 
-/// What journalctl is asked for: the unit of the user's manager, or of the machine's.
-const USER_UNIT: &[&str] = &["--user", "--unit", "authsock.service"];
+/// What journalctl is asked for: the unit of the user's manager, or of the machine's. Not `--user
+/// --unit`: that reads the user's own files alone, and where the journal is kept in memory only there
+/// are none, not even for those who may read all of it.
+const USER_UNIT: &[&str] = &["--user-unit", "authsock.service"];
 const SYSTEM_UNIT: &[&str] = &["--unit", "authsock.service"];
 /// How many lines come before those that follow, if nobody says: as `journalctl -f` and `tail -f`.
 const BEFORE_FOLLOWING: usize = 10;
