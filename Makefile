@@ -1,5 +1,5 @@
 # What is run by hand and by CI; the cheapest first. `make check` is what .ci/run runs.
-.PHONY: check test test-as-user format clippy docs shell systemd macos
+.PHONY: check test test-as-user format clippy docs shell systemd macos install
 
 check: format shell test test-as-user clippy docs systemd macos
 
@@ -30,4 +30,43 @@ systemd:
 
 # Type-check, lint and link for macOS; needs root.
 macos:
-	packaging/macos/check-macos
+	packaging/macos/check-macos --target aarch64-apple-darwin --target x86_64-apple-darwin
+
+# For packages; packaging/README.md says what goes where. The program must have been built.
+DESTDIR ?=
+PREFIX ?= /usr
+AUTHSOCK ?= $(or $(CARGO_TARGET_DIR),target)/release/authsock
+# One that runs here, where the other is for another kind of machine.
+GENERATOR ?= $(AUTHSOCK)
+DARWIN := $(filter Darwin,$(shell uname -s))
+ZSH_COMPLETIONS ?= $(PREFIX)/share/zsh/$(if $(DARWIN),site-functions,vendor-completions)
+DOC = $(DESTDIR)$(PREFIX)/share/doc/authsock
+# systemd's; macOS has none.
+UNITS = $(if $(DARWIN),,$(wildcard systemd/*/*.service systemd/*/*.socket))
+PRESETS = $(if $(DARWIN),,$(wildcard packaging/systemd/*/*.preset))
+EXAMPLES = $(if $(DARWIN),,$(wildcard systemd/*.conf systemd/*/*.conf systemd/*/*/*.conf))
+
+# $(call folder,DIRECTORY) makes it, parents and all, with modes that do not hang on the umask.
+folder = umask 022; mkdir -p '$(1)'
+# $(call put,FILES,DIRECTORY)
+put = umask 022; mkdir -p '$(2)' && install -m 644 $(1) '$(2)/'
+
+install:
+	@test -x '$(AUTHSOCK)' || { echo 'there is no $(AUTHSOCK): cargo build --release --locked makes it' >&2; exit 1; }
+	$(call folder,$(DESTDIR)$(PREFIX)/bin) && install -m 755 '$(AUTHSOCK)' '$(DESTDIR)$(PREFIX)/bin/authsock'
+	umask 022; for unit in $(UNITS); do \
+		to='$(DESTDIR)$(PREFIX)/lib/'"$$unit"; mkdir -p "$${to%/*}" && \
+		sed 's|/usr/bin/authsock|$(PREFIX)/bin/authsock|g' "$$unit" >"$$to" && chmod 644 "$$to" || exit 1; \
+	done
+	umask 022; for preset in $(PRESETS); do \
+		to='$(DESTDIR)$(PREFIX)/lib/'"$${preset#packaging/}"; mkdir -p "$${to%/*}" && \
+		install -m 644 "$$preset" "$$to" || exit 1; \
+	done
+	$(call folder,$(DESTDIR)$(PREFIX)/share/man/man1) && '$(GENERATOR)' generate man '$(DESTDIR)$(PREFIX)/share/man/man1' >/dev/null
+	umask 022; made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && '$(GENERATOR)' generate completions "$$made" >/dev/null && \
+		for place in 'authsock $(PREFIX)/share/bash-completion/completions' '_authsock $(ZSH_COMPLETIONS)' \
+			'authsock.fish $(PREFIX)/share/fish/vendor_completions.d'; do \
+			to='$(DESTDIR)'"$${place#* }"; mkdir -p "$$to" && install -m 644 "$$made/$${place%% *}" "$$to/" || exit 1; \
+		done
+	$(call put,README.md CHANGELOG.md $(wildcard LICENSE-* docs/*.md),$(DOC))
+	$(if $(EXAMPLES),$(call put,$(EXAMPLES),$(DOC)/examples))

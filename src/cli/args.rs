@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::session::Binding;
 
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 Exit codes:
   0    done
   1    the daemon answered with an error
@@ -83,6 +83,70 @@ pub(super) enum Verb {
     /// Replace the token of the session that this process belongs to
     #[command(subcommand)]
     Token(Token),
+    /// Print what a shell needs to belong to this session: eval "$(authsock env)"
+    Env(Env),
+    /// Show the daemon's log: the journal, or the file where it has one
+    Logs(Logs),
+    /// Write the manual's pages or the shells' completions, for packages
+    #[command(subcommand)]
+    Generate(Generate),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Env {
+    /// The shell that is to read it [default: by $SHELL]
+    #[arg(long, value_enum)]
+    pub(super) shell: Option<Shell>,
+    /// Print what removes the variables that name a socket or a token
+    #[arg(long, short = 'k')]
+    pub(super) unset: bool,
+}
+
+/// Shells by what they understand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Shell {
+    /// sh, bash, zsh, ksh
+    Sh,
+    /// fish
+    Fish,
+    /// csh, tcsh; its eval needs quotes: eval "`authsock env`"
+    Csh,
+}
+
+impl Shell {
+    /// The shell of this name or path.
+    pub(super) fn of(path: Option<OsString>) -> Shell {
+        let path = path.map(PathBuf::from).unwrap_or_default();
+        match path.file_name().and_then(|name| name.to_str()) {
+            Some("fish") => Shell::Fish,
+            Some("csh" | "tcsh") => Shell::Csh,
+            _ => Shell::Sh,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Logs {
+    /// Go on showing what is logged
+    #[arg(long, short)]
+    pub(super) follow: bool,
+    /// Only the last N lines [default: all, and 10 with --follow]
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(super) lines: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Generate {
+    /// Write authsock.1 and a page for each verb
+    Man {
+        /// Where to; made if it does not exist
+        dir: PathBuf,
+    },
+    /// Write completions: authsock for bash, _authsock for zsh, authsock.fish
+    Completions {
+        /// Where to; made if it does not exist
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]

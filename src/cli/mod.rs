@@ -3,8 +3,11 @@
 
 mod args;
 mod call;
+mod env;
+mod generate;
 mod install;
 mod logging;
+mod logs;
 mod output;
 mod run;
 mod serve;
@@ -125,6 +128,9 @@ pub fn main() -> ExitCode {
         Verb::Token(verb) => {
             with_client(&common, async |client| token::token(client, &common, &verb, &output).await)
         }
+        Verb::Env(args) => env::env(&common, &args, &output),
+        Verb::Logs(args) => logs::logs(&common, &args, &output),
+        Verb::Generate(verb) => generate::generate(&verb, &output),
     };
     match done {
         Ok(()) => ExitCode::from(exit::OK),

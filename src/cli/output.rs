@@ -52,6 +52,18 @@ impl Output {
         self.print(&text)
     }
 
+    /// Text that is for another program, as it stands.
+    pub(super) fn raw(&self, text: &str) -> io::Result<()> {
+        self.print(text)
+    }
+
+    /// A word on the side, for people: on standard error, and none where programs read.
+    pub(super) fn note(&self, message: &str) {
+        if !self.json {
+            let _ = io::stderr().write_all(format!("authsock: {}\n", printable(message)).as_bytes());
+        }
+    }
+
     /// Names and what they stand for, below each other.
     pub(super) fn fields(&self, fields: &[(&str, String)]) -> io::Result<()> {
         let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);

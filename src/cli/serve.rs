@@ -16,8 +16,9 @@ pub(super) fn serve(common: &Common, args: &Serve) -> Result<(), Failure> {
     let system = common.system;
     let mut options = Options { system, config: common.config.clone(), descriptors, ..Options::default() };
     match starter {
-        Starter::Init => logging::for_a_daemon(),
-        Starter::Client => {
+        Starter::Init if !cfg!(target_os = "macos") => logging::for_a_daemon(),
+        // launchd keeps no log: what a job says goes to /dev/null, or to a file that grows for ever.
+        Starter::Init | Starter::Client => {
             let log = LogFile::open(places(false).log())?;
             options.log_path = log.path().map(ToOwned::to_owned);
             options.log = Some(log.try_clone()?);

@@ -16,7 +16,9 @@ pub(super) async fn status(client: &mut Client, output: &Output) -> Result<(), F
     };
     let log = match answer["log"].as_str() {
         Some(path) => path.to_owned(),
-        None if answer["activation"] == "on_demand" => "none: it could not be opened".to_owned(),
+        None if answer["activation"] == "on_demand" || cfg!(target_os = "macos") => {
+            "none: it could not be opened".to_owned()
+        }
         None if answer["mode"] == "system" => "the init system's (journalctl -u authsock)".to_owned(),
         None => "the init system's (journalctl --user -u authsock)".to_owned(),
     };

@@ -121,7 +121,9 @@ impl Route {
     /// Where to look when a daemon that should be there is not.
     fn look(&self) -> &'static str {
         match self {
-            Route::Init(_) if cfg!(target_os = "macos") => "; see ~/Library/Logs/authsock/log",
+            Route::Init(_) | Route::OnDemand(_) if cfg!(target_os = "macos") => {
+                "; see ~/Library/Logs/authsock/log"
+            }
             Route::Init(_) => "; see `systemctl --user status authsock.service`",
             Route::System(_) => "; see `systemctl status authsock.service`",
             Route::OnDemand(_) => "; see its log, ~/.local/state/authsock/log",
@@ -177,7 +179,7 @@ pub fn places(system: bool) -> Places {
 
 /// Which way leads to the daemon: given; `AUTHSOCK_SOCKET`; the init system's socket; on demand. The
 /// daemon of the whole machine is asked for and has one place.
-fn route(places: &Places, given: Option<&Path>) -> Route {
+pub(crate) fn route(places: &Places, given: Option<&Path>) -> Route {
     if given.is_none() && places.is_system() {
         return Route::System(places.init_socket());
     }

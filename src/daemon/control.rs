@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
+use super::lifecycle::idle_exit;
 use super::sessions::Sessions;
 use super::users::Users;
 use crate::config::Config;
@@ -18,7 +19,6 @@ use crate::handshake::server::Way;
 use crate::init::Starter;
 use crate::kernel::dir::Dir;
 use crate::kernel::peer::Peer;
-use crate::kernel::process::Process;
 use crate::place::TOKEN_FILE;
 use crate::secret::file;
 use crate::secret::token::TokenId;
@@ -231,7 +231,7 @@ fn status(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         "connections": connections,
         "in_handshake": in_handshake,
         "sessions": lock(sessions.registry()).len(),
-        "idle_exit_seconds": config.idle_exit.map_or(0, |idle| idle.as_secs()),
+        "idle_exit_seconds": idle_exit(facts.starter, config.idle_exit).0.map_or(0, |idle| idle.as_secs()),
         "complaints": *lock(complaints),
         "limits": {
             "connections": config.connections,
@@ -322,16 +322,15 @@ fn create(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     };
     // The one who asks leads the session, by the kernel's word: a parameter could name anybody.
     let leader = match caller.peer.open_process() {
-        Ok(leader) if leader.is_alive() => Some(leader),
+        Ok(leader) if leader.is_alive() => leader,
         Ok(_) => return Err(unavailable("the process that asks has ended")),
-        Err(_) if !cfg!(target_os = "linux") => None,
         Err(error) => return Err(unavailable(&format!("the process that asks cannot be held: {error}"))),
     };
-    let maker = Maker {
-        uid: caller.peer.uid,
-        leader: leader.as_ref().map_or_else(|| caller.peer.identity(), Process::identity),
-        cwd: leader.as_ref().and_then(Process::cwd),
-    };
+    // On macOS a user's daemon cannot read when a process of root's started.
+    if !leader.identity().is_marked() {
+        return Err(unavailable("the process that asks cannot be told from a later one of its pid"));
+    }
+    let maker = Maker { uid: caller.peer.uid, leader: leader.identity(), cwd: leader.cwd() };
     let session = caller.hub.sessions.create(caller.admitted, maker, leader, new).map_err(not_made)?;
     Ok(json!({ "session": describe(&session) }))
 }

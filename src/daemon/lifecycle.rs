@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
+use crate::init::Starter;
+
 /// Shortest time between two status texts.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
@@ -125,6 +127,15 @@ impl Signals {
             _ = self.interrupt.recv() => Asked::Stop,
             _ = self.hangup.recv() => Asked::Reload,
         }
+    }
+}
+
+/// After how long an idle daemon exits, and what is to be said where that is not what was asked for.
+pub(super) fn idle_exit(starter: Starter, asked: Option<Duration>) -> (Option<Duration>, Option<String>) {
+    if cfg!(target_os = "macos") && starter == Starter::Init {
+        crate::init::launchd::idle_exit(asked)
+    } else {
+        (asked, None)
     }
 }
 

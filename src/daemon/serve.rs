@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::connection;
 use super::control::{Facts, Hub, Order};
 use super::foundation::{CannotServe, Foundation, LOCK_TIMEOUT, load_config, user_scopes};
-use super::lifecycle::{Asked, Idle, Manager, Signals, watchdog};
+use super::lifecycle::{Asked, Idle, Manager, Signals, idle_exit, watchdog};
 use super::sessions::Sessions;
 use super::users::Users;
 use crate::client::connect::places;
@@ -43,7 +43,8 @@ pub struct Options {
     pub system: bool,
     /// A configuration file instead of the usual one.
     pub config: Option<PathBuf>,
-    /// Where standard error goes once the daemon serves, if a client waits for it to close.
+    /// Where standard error goes once the daemon serves: where a client waits for it to close, or where
+    /// the init system keeps none.
     pub log: Option<File>,
     /// How many descriptors may be open at once.
     pub descriptors: usize,
@@ -305,11 +306,13 @@ impl Server {
         let sessions = Sessions::new(registry, store, self.changed.clone());
         let (settings, complained) = settings(&config, self.options.descriptors, self.options.system);
         let policy = watch::channel(settings.policy.clone()).0;
+        let raised = idle_exit(self.starter, config.idle_exit).1;
         let config = Arc::new(Mutex::new(Arc::new(config)));
         let welcome = users.clone().map(|users| welcome(users, &sessions, config.clone()));
         let gate = gate_on(&self.doors, sessions.registry().clone(), settings, welcome)?;
         let mut complaints = self.complaints.clone();
         complaints.extend(complained);
+        complaints.extend(raised);
         let hub = Arc::new(Hub {
             sessions,
             state,
@@ -410,7 +413,7 @@ impl Server {
 
     fn idle_patience(&self) -> Option<Duration> {
         match &self.phase {
-            Phase::Serving { hub, .. } => lock(&hub.config).idle_exit,
+            Phase::Serving { hub, .. } => idle_exit(self.starter, lock(&hub.config).idle_exit).0,
             Phase::Broken { .. } => Config::default().idle_exit,
         }
     }
@@ -513,6 +516,7 @@ impl Server {
                 // Of what holds now, be it new or what was read before.
                 complaints
                     .extend(settings(&lock(&hub.config), self.options.descriptors, self.options.system).1);
+                complaints.extend(idle_exit(self.starter, lock(&hub.config).idle_exit).1);
                 *lock(&hub.complaints) = complaints;
             }
         }

@@ -80,7 +80,7 @@ impl Sessions {
         self: &Arc<Self>,
         asker: &Admitted,
         maker: Maker,
-        leader: Option<Process>,
+        leader: Process,
         new: NewSession,
     ) -> Result<Arc<Session>, NotMade> {
         let (session, is_new_leader) = {
@@ -104,7 +104,7 @@ impl Sessions {
             session.name,
             session.leader.map_or(0, |leader| leader.pid.0),
         );
-        if let Some(leader) = leader.filter(|_| is_new_leader) {
+        if is_new_leader {
             tokio::spawn(watch_leader(self.clone(), leader));
         }
         self.clock.notify_one();
@@ -249,7 +249,8 @@ async fn keep_time(sessions: std::sync::Weak<Sessions>) {
     }
 }
 
-/// Waits for a leader's end, which ends its sessions. A pidfd becomes readable then (pidfd_open(2)).
+/// Waits for a leader's end, which ends its sessions. A pidfd becomes readable then (pidfd_open(2)),
+/// and so does a kqueue that watches a process, which may itself be watched by the runtime's.
 /// It is watched for as long as it lives, whatever becomes of its sessions before.
 async fn watch_leader(sessions: Arc<Sessions>, leader: Process) {
     let identity = leader.identity();

@@ -238,7 +238,7 @@ fn compare(own: &OwnProcess, seen: &PeerView) -> Result<(), Difference> {
     match (own.start, seen.start) {
         (Some(ours), Some(theirs)) if ours == theirs => Ok(()),
         (Some(_), Some(_)) => Err(Difference::Recycled(own.pid)),
-        // A platform without start times (macOS) has the pid alone, on both sides.
+        // A platform that tells no start times has the pid alone, on both sides.
         (None, None) => Ok(()),
         (None, Some(_)) => Err(Difference::NoOwnStart(own.pid)),
         (Some(_), None) => Err(Difference::NoStart(seen.pid)),

@@ -1,5 +1,30 @@
 //! Sockets from launchd: `launch_activate_socket(3)` for the plist's `Sockets` entry of our name.
 
+use std::time::Duration;
+
+/// launchd.plist(5), ThrottleInterval: a job that lived shorter is not started again before this
+/// much time has passed since its last start, and whoever connects waits.
+const THROTTLE: Duration = Duration::from_secs(10);
+/// The shortest idle time that stays well clear of the throttle.
+const IDLE_LEAST: Duration = Duration::from_secs(2 * THROTTLE.as_secs());
+
+/// After how long an idle daemon of launchd's exits, and what is to be said of it where that is
+/// longer than was asked for. `None` is never.
+pub fn idle_exit(asked: Option<Duration>) -> (Option<Duration>, Option<String>) {
+    match asked.filter(|asked| *asked < IDLE_LEAST) {
+        None => (asked, None),
+        Some(asked) => {
+            let words = format!(
+                "lifecycle.idle_exit_seconds = {} is taken as {}: launchd makes clients of a job wait that ran for less than {} s",
+                asked.as_secs(),
+                IDLE_LEAST.as_secs(),
+                THROTTLE.as_secs()
+            );
+            (Some(IDLE_LEAST), Some(words))
+        }
+    }
+}
+
 #[cfg(target_os = "macos")]
 pub(super) use macos::adopt;
 
@@ -58,5 +83,25 @@ mod macos {
             return Err(NotActivated::NoneUsable(activation.rejected));
         }
         Ok(activation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_time_that_launchd_would_punish_is_raised_with_a_complaint() {
+        let of = |seconds| idle_exit(Some(Duration::from_secs(seconds)));
+        for short in [1, 10, 19] {
+            let (idle, words) = of(short);
+            assert_eq!(idle, Some(Duration::from_secs(20)));
+            let words = words.unwrap();
+            assert!(words.contains(&format!("idle_exit_seconds = {short} is taken as 20")), "{words}");
+        }
+        for long in [20, 300] {
+            assert_eq!(of(long), (Some(Duration::from_secs(long)), None));
+        }
+        assert_eq!(idle_exit(None), (None, None), "never is never");
     }
 }

@@ -5,6 +5,9 @@ use std::io;
 
 pub mod accounts;
 pub mod boot;
+#[cfg(any(target_os = "macos", test))]
+#[cfg_attr(not(target_os = "macos"), allow(dead_code))] // its tests need no Mac
+mod darwin;
 pub mod dir;
 pub mod fds;
 pub mod peer;

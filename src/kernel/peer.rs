@@ -7,10 +7,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+#[cfg(target_os = "macos")]
+use super::darwin;
 use super::process::{Identity, Pid, Process};
 
 /// The process that called connect(2), as the kernel noted it at that moment (unix(7),
-/// SO_PEERCRED). Passing the descriptor on or exec'ing changes none of it.
+/// SO_PEERCRED). Passing the descriptor on or exec'ing changes none of it. (On macOS that holds for
+/// uid and gid; the pid is the one that used the socket last.)
 #[derive(Debug)]
 pub struct Peer {
     /// Effective user id.
@@ -26,9 +29,10 @@ pub struct Peer {
 /// A hold on the peer's process, or the reason why there is none.
 #[derive(Debug)]
 pub enum Hold {
-    /// A pidfd that names the very process that connected.
+    /// A pidfd that names the very process that connected; on macOS a watch on the one that the
+    /// audit token named before and after it was set up.
     Held(Process),
-    /// The kernel gives no pidfds of peers (Linux before 6.5, other systems).
+    /// The kernel gives no pidfds of peers (Linux before 6.5), nor audit tokens (old macOS).
     Unsupported {
         /// The start time that the pid had when we looked, where it can be read.
         start: Option<u64>,
@@ -89,9 +93,21 @@ impl Peer {
     fn of_fd(fd: BorrowedFd<'_>) -> Result<Peer, NoPeer> {
         use nix::sys::socket::{getsockopt, sockopt::LocalPeerPid};
         let (uid, gid) = nix::unistd::getpeereid(fd).map_err(io::Error::from)?;
-        let pid = getsockopt(&fd, LocalPeerPid).map_err(io::Error::from)?;
-        let pid = Pid(u32::try_from(pid).unwrap_or(0));
-        judge(uid.as_raw(), pid, gid.as_raw(), Hold::Unsupported { start: None }, u32::MAX)
+        let by_pid = || -> Result<Pid, io::Error> {
+            let pid = getsockopt(&fd, LocalPeerPid).map_err(io::Error::from)?;
+            Ok(Pid(u32::try_from(pid).unwrap_or(0)))
+        };
+        let (pid, hold) = match darwin::peer(fd) {
+            Ok(named) => (Pid(named.pid), hold(fd, named)?),
+            Err(darwin::Absence::Gone) => (by_pid()?, Hold::Gone),
+            Err(darwin::Absence::Unsupported) => {
+                let pid = by_pid()?;
+                (pid, Hold::Unsupported { start: super::process::start_time(pid) })
+            }
+            Err(darwin::Absence::Failed(errno)) => return Err(io::Error::from(errno).into()),
+        };
+        // There is no overflow uid here.
+        judge(uid.as_raw(), pid, gid.as_raw(), hold, u32::MAX)
     }
 
     /// Whether the process that connected still runs. Without a pidfd: whether its pid is still
@@ -228,6 +244,19 @@ fn hold(fd: BorrowedFd<'_>, pid: Pid) -> Result<Hold, NoPeer> {
                 })
             }
         },
+    }
+}
+
+/// Watches the process that the audit token named. If the token then says the same still, it was
+/// that process all along: a pid that went to somebody else would have another version.
+#[cfg(target_os = "macos")]
+fn hold(fd: BorrowedFd<'_>, named: darwin::Named) -> Result<Hold, NoPeer> {
+    match Process::open(Pid(named.pid)) {
+        Ok(process) if darwin::peer(fd) == Ok(named) => Ok(Hold::Held(process)),
+        Ok(_) => Ok(Hold::Gone),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Hold::Gone),
+        Err(error) if super::is_exhausted(&error) => Err(NoPeer::Exhausted(error)),
+        Err(error) => Err(NoPeer::Kernel(error)),
     }
 }
 

@@ -34,7 +34,8 @@ impl Pid {
 }
 
 /// What tells one process from every other of this boot: the pid with its pidfs inode (Linux 6.9),
-/// or, where there is none, with its start time in clock ticks since boot (proc(5), stat field 22).
+/// or, where there is none, with its start time: in clock ticks since boot on Linux (proc(5), stat
+/// field 22), in microseconds since 1970 on macOS. Both survive exec, and can be read again by pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// The pid in this process's pid namespace.
@@ -46,6 +47,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Whether there is anything by which it could be recognised.
+    pub fn is_marked(&self) -> bool {
+        self.pidfs.is_some() || self.start.is_some()
+    }
+
     /// Whether two views name the same process. Inodes decide where both have one; without a
     /// common mark nothing is the same.
     pub fn is_same(&self, other: &Identity) -> bool {
@@ -74,16 +80,21 @@ impl Identity {
     }
 }
 
-/// A process held by its pidfd: as long as this lives, its pid means this process or nobody.
+/// A process held by its pidfd: as long as this lives, its pid means this process or nobody. On
+/// macOS by a kqueue that watches it: that keeps the pid from nobody, but tells of the end at once.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
     pidfd: OwnedFd,
     inode: Option<u64>,
+    /// The start time, read when it was opened.
+    #[cfg(target_os = "macos")]
+    start: Option<u64>,
 }
 
 impl Process {
     /// Takes a pidfd that the kernel handed out for the process `pid`.
+    #[cfg(target_os = "linux")]
     pub fn from_pidfd(pid: Pid, pidfd: OwnedFd) -> Process {
         let inode = pidfs_inode(pidfd.as_fd());
         Process { pid, pidfd, inode }
@@ -92,7 +103,7 @@ impl Process {
     /// Opens whatever process has this pid now.
     ///
     /// # Errors
-    /// `ESRCH` if there is none, `ENOSYS` where the kernel has no pidfds.
+    /// `ESRCH` if there is none, `ENOSYS` where Linux has no pidfds.
     pub fn open(pid: Pid) -> io::Result<Process> {
         #[cfg(target_os = "linux")]
         {
@@ -105,10 +116,14 @@ impl Process {
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
             Ok(Process::from_pidfd(pid, fd))
         }
-        #[cfg(not(target_os = "linux"))]
+        #[cfg(target_os = "macos")]
         {
-            let _ = pid;
-            Err(Errno::ENOSYS.into())
+            // What is watched is the process that had the pid before and has it after.
+            let before = readable_start(pid)?;
+            let pidfd = super::darwin::watch_end(pid.0)?;
+            let opened = Process { pid, pidfd, inode: None, start: before };
+            let same = readable_start(pid)? == before && opened.is_alive();
+            if same { Ok(opened) } else { Err(Errno::ESRCH.into()) }
         }
     }
 
@@ -127,10 +142,17 @@ impl Process {
     /// # Errors
     /// `EMFILE` if there is no descriptor left.
     pub fn try_clone(&self) -> io::Result<Process> {
-        Ok(Process { pid: self.pid, pidfd: self.pidfd.try_clone()?, inode: self.inode })
+        Ok(Process {
+            pid: self.pid,
+            pidfd: self.pidfd.try_clone()?,
+            inode: self.inode,
+            #[cfg(target_os = "macos")]
+            start: self.start,
+        })
     }
 
-    /// Whether it still runs. A pidfd becomes readable when its process has ended, reaped or not.
+    /// Whether it still runs. A pidfd becomes readable when its process has ended, reaped or not, and
+    /// so does a kqueue that watches for it.
     pub fn is_alive(&self) -> bool {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let mut watched = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
@@ -145,10 +167,13 @@ impl Process {
 
     /// What tells it from every other process.
     pub fn identity(&self) -> Identity {
+        #[cfg(target_os = "linux")]
         let start = match self.inode {
             Some(_) => None,
             None => start_time(self.pid).filter(|_| self.is_alive()),
         };
+        #[cfg(target_os = "macos")]
+        let start = self.start;
         Identity { pid: self.pid, pidfs: self.inode, start }
     }
 
@@ -182,13 +207,9 @@ impl Process {
         if self.pid.0 == 0 {
             return Err(Errno::ESRCH.into());
         }
-        let stat = stat_fields(self.pid)?;
-        let parent = stat.split(' ').nth(1).and_then(|field| field.parse().ok()).map(Pid);
+        let parent = parent_of(self.pid)?;
         // Only a process that is alive after the reading was the one that was read.
-        if !self.is_alive() {
-            return Err(Errno::ESRCH.into());
-        }
-        parent.ok_or_else(|| io::Error::other("/proc/PID/stat has no parent"))
+        if self.is_alive() { Ok(parent) } else { Err(Errno::ESRCH.into()) }
     }
 
     /// Looks at this process and its ancestors, with the number of steps up, until `visit` says
@@ -216,7 +237,10 @@ impl Process {
     /// The name that it gives itself (proc(5), comm): for people who read logs, and no proof of
     /// anything.
     pub fn name(&self) -> Option<String> {
+        #[cfg(target_os = "linux")]
         let name = std::fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()?;
+        #[cfg(target_os = "macos")]
+        let name = super::darwin::facts(self.pid.0).ok()?.name;
         let name =
             name.trim_end().chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
         self.is_alive().then_some(name)
@@ -224,7 +248,10 @@ impl Process {
 
     /// Its working directory, if it can be read.
     pub fn cwd(&self) -> Option<PathBuf> {
+        #[cfg(target_os = "linux")]
         let cwd = std::fs::read_link(format!("/proc/{}/cwd", self.pid)).ok()?;
+        #[cfg(target_os = "macos")]
+        let cwd = super::darwin::cwd(self.pid.0).ok()?;
         self.is_alive().then_some(cwd)
     }
 }
@@ -242,6 +269,7 @@ impl From<Process> for OwnedFd {
 }
 
 /// `/proc/PID/stat` after the command name, which may itself hold spaces and brackets.
+#[cfg(target_os = "linux")]
 fn stat_fields(pid: Pid) -> io::Result<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Errno::ESRCH.into(),
@@ -251,10 +279,36 @@ fn stat_fields(pid: Pid) -> io::Result<String> {
     Ok(fields.to_owned())
 }
 
-/// When a process started, in clock ticks since boot, where /proc tells.
+/// The pid of the parent of whatever process has this pid now.
+fn parent_of(pid: Pid) -> io::Result<Pid> {
+    #[cfg(target_os = "linux")]
+    {
+        // Field 4; the first field after the name is number 3.
+        let parent = stat_fields(pid)?.split(' ').nth(1).and_then(|field| field.parse().ok());
+        parent.map(Pid).ok_or_else(|| io::Error::other("/proc/PID/stat has no parent"))
+    }
+    #[cfg(target_os = "macos")]
+    Ok(Pid(super::darwin::facts(pid.0)?.parent))
+}
+
+/// When a process started, where the kernel tells: in clock ticks since boot on Linux, in
+/// microseconds since 1970 on macOS, which tells it of one's own processes only.
 pub fn start_time(pid: Pid) -> Option<u64> {
+    #[cfg(target_os = "linux")]
     // Field 22; the first field after the name is number 3.
-    stat_fields(pid).ok()?.split(' ').nth(19)?.parse().ok()
+    return stat_fields(pid).ok()?.split(' ').nth(19)?.parse().ok();
+    #[cfg(target_os = "macos")]
+    super::darwin::facts(pid.0).ok()?.start
+}
+
+/// The start time, or `None` where it is kept from us (a process of another user).
+#[cfg(target_os = "macos")]
+fn readable_start(pid: Pid) -> io::Result<Option<u64>> {
+    match super::darwin::facts(pid.0) {
+        Ok(facts) => Ok(facts.start),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The inode that names this process's pid namespace, where /proc tells.
@@ -263,23 +317,16 @@ pub fn pid_namespace() -> Option<u64> {
 }
 
 /// The inode of a pidfd if it lies on pidfs (Linux 6.9); before, all pidfds shared one inode.
+#[cfg(target_os = "linux")]
 fn pidfs_inode(pidfd: BorrowedFd<'_>) -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    {
-        const PID_FS_MAGIC: u32 = 0x5049_4446; // linux/magic.h
-        let kind = nix::sys::statfs::fstatfs(pidfd).ok()?.filesystem_type();
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        // the type's width differs by platform
-        if kind.0 as u32 != PID_FS_MAGIC {
-            return None;
-        }
-        nix::sys::stat::fstat(pidfd).ok().map(|stat| stat.st_ino)
+    const PID_FS_MAGIC: u32 = 0x5049_4446; // linux/magic.h
+    let kind = nix::sys::statfs::fstatfs(pidfd).ok()?.filesystem_type();
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    // the type's width differs by platform
+    if kind.0 as u32 != PID_FS_MAGIC {
+        return None;
     }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = pidfd;
-        None
-    }
+    nix::sys::stat::fstat(pidfd).ok().map(|stat| stat.st_ino)
 }
 
 /// Makes this process the one that orphaned descendants are given to (prctl(2)), so that

@@ -23,8 +23,10 @@ mod impostor;
 mod lifecycle;
 mod manual;
 mod ondemand;
+mod packaging;
 #[cfg(target_os = "linux")]
 mod restart;
+mod shells;
 mod tokens;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod tree;

@@ -381,6 +381,95 @@ fn a_client_without_a_pid_in_the_daemon_s_namespace_is_known_by_its_pidfd() {
     inside.wait().unwrap();
 }
 
+#[test]
+fn the_same_numeric_uid_in_other_namespaces_is_neither_the_same_user_nor_enough() {
+    if skip_unless(may_unshare(None, &["-Urpfm"]), NO_NAMESPACES) {
+        return;
+    }
+    let ground = Ground::new();
+    let daemon = ground.serve();
+    // A container of the same user, root in there: it has the socket, and not the owner's directory.
+    let inside = ground.root().join("inside.sock");
+    std::fs::File::create(&inside).unwrap();
+    let script = "mount --bind \"$1\" \"$2\" && mount -t tmpfs tmpfs \"$3\" && shift 3 && exec \"$@\"";
+    let contained = |with: &[&str]| {
+        let mut command = ground.command("unshare");
+        command.args(["-Urpfm", "sh", "-c", script, "sh"]);
+        command.args([&ground.init_socket(), &inside, &ground.state(), &ground.binary]);
+        command.args(["whoami", "--json", "--socket"]).arg(&inside).args(with).output().unwrap()
+    };
+    let output = contained(&[]);
+    assert_eq!(output.status.code(), Some(4), "{}", text_of(&output));
+    assert!(text_of(&output).contains("there is no token yet"), "{}", text_of(&output));
+    let wrong = ground.root().join("wrong");
+    put(&wrong, &"ab".repeat(32), 0o600);
+    let output = contained(&["--token-file", wrong.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(4), "{}", text_of(&output));
+    assert!(text_of(&output).contains("stale token"), "{}", text_of(&output));
+    // It was the token that was wanting, and nothing else.
+    let copy = ground.root().join("copy");
+    put(&copy, &ground.token(), 0o600);
+    let output = contained(&["--token-file", copy.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text_of(&output));
+
+    // A container of another user, in which its number is the daemon's: not even the token helps.
+    const PYTHON: &str = "/usr/bin/python3";
+    if skip_unless(is_root(), NEEDS_ROOT)
+        || skip_unless(may_unshare(Some(STRANGER), &["-Urpfm"]), NO_NAMESPACES)
+        || skip_unless(Path::new(PYTHON).exists(), "there is no /usr/bin/python3")
+    {
+        return;
+    }
+    open_all_doors(&ground);
+    let script = "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(os.getuid(), s.makefile().readline())";
+    let output = ground
+        .command("unshare")
+        .args(["-Urpfm", PYTHON, "-c", script])
+        .arg(ground.init_socket())
+        .current_dir("/")
+        .uid(STRANGER)
+        .gid(STRANGER)
+        .output()
+        .unwrap();
+    let heard = String::from_utf8_lossy(&output.stdout);
+    assert!(heard.starts_with("0 ") && heard.contains("peer_denied"), "{}", text_of(&output));
+    assert!(daemon.wait_for_log("peer_denied").contains(&format!("uid {STRANGER} is not uid 0")));
+}
+
+/// The names of the sockets that a process holds, as the kernel lists them; abstract ones begin with @.
+fn names_of_sockets(pid: &str) -> Vec<String> {
+    let held: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter_map(|to| Some(to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    assert!(!held.is_empty());
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+    // Number, references, protocol, flags, type, state, inode, and the name if it has one.
+    let rows = all.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| held.iter().any(|inode| row.get(6) == Some(&inode.as_str())))
+        .filter_map(|row| row.get(7).map(|name| (*name).to_owned()))
+        .collect()
+}
+
+#[test]
+fn no_socket_of_a_daemon_is_abstract_and_none_can_be_named() {
+    let ground = Ground::new();
+    // Started by an init system, and by a client.
+    let daemon = ground.serve();
+    let names = names_of_sockets(&daemon.child.id().to_string());
+    assert_eq!(names, [ground.init_socket().to_str().unwrap()]);
+    let ground = Ground::new();
+    let pid = ground.json(["whoami"])["daemon"]["pid"].to_string();
+    assert_eq!(names_of_sockets(&pid), [ground.ondemand_socket().to_str().unwrap()]);
+    let output = ground.authsock(["whoami"]).env("AUTHSOCK_SOCKET", "@authsock").output().unwrap();
+    assert!(!output.status.success(), "{}", text_of(&output));
+    let named = ["AUTHSOCK_SOCKET", "AUTHSOCK_TOKEN_FILE"];
+    let paths = ["@authsock".into(), ground.token_path()];
+    let output = ground.authsock(["whoami"]).envs(named.into_iter().zip(paths)).output().unwrap();
+    assert!(text_of(&output).contains("abstract sockets have no permissions"), "{}", text_of(&output));
+}
+
 /// A process that connects, says something, and ends before the daemon can look at it.
 fn hit_and_run(ground: &Ground, daemon: &Daemon, words: &str) -> u32 {
     daemon.signal(Signal::SIGSTOP);

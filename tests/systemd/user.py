@@ -903,6 +903,25 @@ def _():
     same(ended[0]["AUTHSOCK_REASON"], "leader_exited", "its end")
 
 
+@check("logs shows the daemon's journal to those who may read it, and tells the others how they may")
+def _():
+    serving()
+    answered("whoami")
+    run("journalctl", "--sync")
+    words = ("authsock", "logs", "-n", "50")
+    own = run("as-tester", *words)
+    # Where there is a journal on disk users have their own; here there may be none.
+    own_files = glob.glob(f"/var/log/journal/*/user-{TESTER}.journal")
+    same("systemd-journal" in own.stderr, not own_files, "that it explains itself")
+    member = run(
+        *("setpriv", f"--reuid={TESTER}", f"--regid={TESTER}", "--groups=systemd-journal"),
+        *("env", f"XDG_RUNTIME_DIR={RUNTIME}", f"HOME={HOME}", *words),
+    )
+    for done in [member] + [own] * bool(own_files):
+        assert "serving on" in done.stdout, f"{done.stdout!r} {done.stderr!r}"
+        assert "usermod" not in done.stderr, done.stderr
+
+
 @check("the owner's token is rotated in place, and the next daemon goes by the new one")
 def _():
     serving()

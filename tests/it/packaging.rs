@@ -1,0 +1,254 @@
+//! What packages are made of: the manual's pages, the completions, and what `make install` puts where.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::ground::{Ground, has, skip_unless, text_of};
+
+/// The files below a directory, with their modes; directories among them must let everybody pass.
+fn files(dir: &Path) -> BTreeMap<String, u32> {
+    let (mut found, mut dirs) = (BTreeMap::new(), vec![dir.to_path_buf()]);
+    while let Some(next) = dirs.pop() {
+        for entry in std::fs::read_dir(&next).unwrap().map(Result::unwrap) {
+            let (path, mode) = (entry.path(), entry.metadata().unwrap().permissions().mode() & 0o7777);
+            if path.is_dir() {
+                assert_eq!(mode, 0o755, "{}", path.display());
+                dirs.push(path);
+            } else {
+                found.insert(path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned(), mode);
+            }
+        }
+    }
+    found
+}
+
+/// Runs `authsock generate` into a directory that does not exist yet, under a narrow umask.
+fn generate(ground: &Ground, what: &str, into: &str) -> PathBuf {
+    let dir = ground.root().join(into).join("deep");
+    let mut command = ground.command("sh");
+    command.args(["-c", "umask 077; exec \"$@\"", "sh"]).arg(&ground.binary);
+    let output = command.args(["generate", what]).arg(&dir).output().unwrap();
+    assert!(output.status.success(), "{}", text_of(&output));
+    dir
+}
+
+/// The verbs that the help of a verb lists.
+fn verbs(ground: &Ground, of: &[&str]) -> Vec<String> {
+    let output = ground.command(&ground.binary).args(of).arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let Some((_, list)) = help.split_once("\nCommands:\n") else { return Vec::new() };
+    let rows = list.lines().take_while(|line| !line.is_empty());
+    let names = rows.filter(|row| !row.starts_with("   ")).filter_map(|row| row.split_whitespace().next());
+    names.filter(|name| *name != "help").map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn every_verb_has_a_page_with_exit_codes_and_environment() {
+    let ground = Ground::new();
+    let dir = generate(&ground, "man", "man");
+    let mut wanted = vec!["authsock.1".to_owned()];
+    let top = verbs(&ground, &[]);
+    assert!(top.len() > 8, "{top:?}");
+    for verb in &top {
+        wanted.push(format!("authsock-{verb}.1"));
+        wanted.extend(verbs(&ground, &[verb]).iter().map(|below| format!("authsock-{verb}-{below}.1")));
+    }
+    wanted.sort();
+    let made = files_in(&dir);
+    assert_eq!(made, wanted);
+    for name in &made {
+        let path = dir.join(name);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644, "{name}");
+        let page = std::fs::read_to_string(path).unwrap();
+        for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "\"EXIT STATUS\"", "ENVIRONMENT"] {
+            assert!(page.contains(&format!(".SH {section}\n")), "{name} has no {section}");
+        }
+        assert!(page.contains("AUTHSOCK_SOCKET") || page.contains("AUTHSOCK\\_SOCKET"), "{name}");
+        let machine = [ground.root().to_str().unwrap().to_owned(), env!("CARGO_MANIFEST_DIR").to_owned()];
+        assert!(machine.iter().all(|path| !page.contains(path)), "{name} names a place of this machine");
+        let page_title = page.lines().next().unwrap();
+        assert!(page_title.contains(" 1 \"\" \"authsock "), "no date that changes: {page_title}");
+    }
+    assert!(std::fs::read_to_string(dir.join("authsock.1")).unwrap().contains("authsock\\-session(1)"));
+}
+
+fn files_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_is_generated_twice_is_the_same_and_replaces_what_was_there() {
+    let ground = Ground::new();
+    for what in ["man", "completions"] {
+        let (one, two) = (generate(&ground, what, what), generate(&ground, what, "again"));
+        for name in files_in(&one) {
+            let read = |dir: &Path| std::fs::read(dir.join(&name)).unwrap();
+            assert_eq!(read(&one), read(&two), "{name}");
+            std::fs::write(one.join(&name), "old").unwrap();
+        }
+        let again = generate(&ground, what, what);
+        assert_eq!(files_in(&again).len(), files_in(&one).len(), "nothing is left beside");
+        for name in files_in(&again) {
+            assert_ne!(std::fs::read(again.join(&name)).unwrap(), b"old", "{name}");
+        }
+        std::fs::remove_dir_all(two).unwrap();
+    }
+    assert!(!ground.state().exists(), "no daemon was started for it");
+}
+
+#[test]
+fn where_nothing_can_be_written_the_file_is_named() {
+    let ground = Ground::new();
+    let file = ground.root().join("file");
+    std::fs::write(&file, "").unwrap();
+    let output = ground.authsock(["generate", "man"]).arg(file.join("below")).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
+    assert!(text_of(&output).contains("cannot write") && text_of(&output).contains("/file"));
+    let dir = ground.root().join("dir");
+    std::fs::create_dir_all(dir.join("authsock.1")).unwrap();
+    let output = ground.authsock(["generate", "man"]).arg(&dir).output().unwrap();
+    assert!(text_of(&output).contains("dir/authsock.1: "), "{}", text_of(&output));
+    assert_eq!(files_in(&dir), ["authsock.1"], "what was begun is taken away");
+}
+
+#[test]
+fn the_pages_pass_mandoc_s_lint() {
+    if skip_unless(has("mandoc"), "mandoc is not installed") {
+        return;
+    }
+    let ground = Ground::new();
+    let dir = generate(&ground, "man", "man");
+    let output =
+        ground.command("mandoc").args(["-T", "lint", "-W", "warning"]).args(paths(&dir)).output().unwrap();
+    let complaints = text_of(&output);
+    // There is no date on purpose; an empty line beside a paragraph changes nothing.
+    let is_known = |line: &str| line.contains("missing date") || line.contains("skipping paragraph macro");
+    let new: Vec<&str> = complaints.lines().filter(|line| line.contains(".1:") && !is_known(line)).collect();
+    assert!(new.is_empty(), "{new:#?}");
+}
+
+fn paths(dir: &Path) -> Vec<PathBuf> {
+    files_in(dir).into_iter().map(|name| dir.join(name)).collect()
+}
+
+#[test]
+fn bash_completes_verbs_and_options() {
+    if skip_unless(has("bash"), "bash is not installed") {
+        return;
+    }
+    let ground = Ground::new();
+    let script = generate(&ground, "completions", "completions").join("authsock");
+    let complete = |words: &str| {
+        let ask = "source \"$0\"; COMP_WORDS=(\"$@\"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); \
+                   _authsock authsock \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD-1]}\"; \
+                   printf '%s\\n' \"${COMPREPLY[@]}\"";
+        let output =
+            ground.command("bash").args(["-c", ask]).arg(&script).args(words.split(' ')).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", text_of(&output));
+        let mut found: Vec<String> =
+            String::from_utf8(output.stdout).unwrap().lines().map(ToOwned::to_owned).collect();
+        found.sort();
+        found
+    };
+    assert_eq!(complete("authsock se"), ["serve", "session"]);
+    assert_eq!(complete("authsock session re"), ["revoke"]);
+    assert_eq!(complete("authsock run --na"), ["--name"]);
+    assert_eq!(complete("authsock run --bind "), ["tree", "uid"]);
+}
+
+#[test]
+fn zsh_and_fish_take_their_completions() {
+    let ground = Ground::new();
+    let dir = generate(&ground, "completions", "completions");
+    assert_eq!(files_in(&dir), ["_authsock", "authsock", "authsock.fish"]);
+    for (shell, arguments) in [("zsh", ["-n", "_authsock"]), ("fish", ["--no-execute", "authsock.fish"])] {
+        if skip_unless(has(shell), &format!("{shell} is not installed")) {
+            continue;
+        }
+        let output = ground.command(shell).args(arguments).current_dir(&dir).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{shell}: {}", text_of(&output));
+    }
+    let zsh = std::fs::read_to_string(dir.join("_authsock")).unwrap();
+    assert!(zsh.starts_with("#compdef authsock\n"), "by this line zsh knows whose it is");
+}
+
+#[test]
+#[cfg(target_os = "linux")] // there is no systemd elsewhere
+fn make_install_puts_everything_in_its_place_and_nothing_else() {
+    if skip_unless(has("make"), "make is not installed") {
+        return;
+    }
+    let ground = Ground::new();
+    let install = |into: &str, prefix: &str| {
+        let dest = ground.root().join(into);
+        let mut command = ground.command("sh");
+        command.args(["-c", "umask 077; exec make --no-print-directory install \"$@\"", "sh"]);
+        command.arg(format!("DESTDIR={}", dest.display())).arg(format!("PREFIX={prefix}"));
+        command.arg(format!("AUTHSOCK={}", ground.binary.display()));
+        let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+        dest
+    };
+    let dest = install("dest", "/usr");
+    let found = files(&dest);
+    for path in [
+        "usr/bin/authsock",
+        "usr/lib/systemd/user/authsock.service",
+        "usr/lib/systemd/user/authsock.socket",
+        "usr/lib/systemd/user-preset/90-authsock.preset",
+        "usr/lib/systemd/system-preset/90-authsock.preset",
+        "usr/share/bash-completion/completions/authsock",
+        "usr/share/zsh/vendor-completions/_authsock",
+        "usr/share/fish/vendor_completions.d/authsock.fish",
+        "usr/share/man/man1/authsock.1",
+        "usr/share/man/man1/authsock-run.1",
+        "usr/share/doc/authsock/security.md",
+        "usr/share/doc/authsock/LICENSE-MIT",
+    ] {
+        assert!(found.contains_key(path), "{path} is missing: {found:#?}");
+    }
+    for (path, mode) in &found {
+        let wanted = if path == "usr/bin/authsock" { 0o755 } else { 0o644 };
+        assert_eq!(*mode, wanted, "{path}");
+        let places = ["usr/bin/", "usr/lib/systemd/", "usr/share/"];
+        assert!(places.iter().any(|place| path.starts_with(place)), "{path}");
+    }
+    let read = |dest: &Path, path: &str| std::fs::read_to_string(dest.join(path)).unwrap();
+    let told = |path: &str| {
+        let text = read(&dest, path);
+        text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(told("usr/lib/systemd/user-preset/90-authsock.preset"), "enable authsock.socket");
+    assert_eq!(told("usr/lib/systemd/system-preset/90-authsock.preset"), "disable authsock.socket");
+    // The units name the program where it lies.
+    assert!(read(&dest, "usr/lib/systemd/user/authsock.service").contains("\nExecStart=/usr/bin/authsock "));
+    let dest = install("other", "/opt/authsock");
+    let unit = read(&dest, "opt/authsock/lib/systemd/user/authsock.service");
+    assert!(unit.contains("\nExecStart=/opt/authsock/bin/authsock serve\n") && !unit.contains("/usr/bin"));
+    assert_eq!(files(&dest).len(), found.len());
+}
+
+#[test]
+fn the_packagers_page_names_every_file_that_is_there_for_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("packaging/README.md")).unwrap();
+    let mut dirs = vec![root.join("packaging"), root.join("systemd")];
+    while let Some(dir) = dirs.pop() {
+        for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let path = path.strip_prefix(root).unwrap();
+            let folder = format!("`{}/*`", path.parent().unwrap().display());
+            let is_named = page.contains(&format!("`{}`", path.display())) || page.contains(&folder);
+            assert!(is_named || path.ends_with("packaging/README.md"), "{} is not named", path.display());
+        }
+    }
+}
