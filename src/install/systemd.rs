@@ -133,14 +133,14 @@ impl Systemd {
             for (name, text) in units {
                 let path = self.units.join(name);
                 let text = fill(text, program)?;
+                // A link to /dev/null is how a unit is masked.
+                if path.is_symlink() {
+                    self.refuse_masked()?;
+                    return Err(NotInstalled::NotOurs(path));
+                }
                 match std::fs::read_to_string(&path) {
                     Ok(there) if there == text => continue,
                     Ok(there) if !there.starts_with(MARK) => return Err(NotInstalled::NotOurs(path)),
-                    // A link, to /dev/null as a masked unit has it, or anywhere else.
-                    _ if path.is_symlink() => {
-                        self.refuse_masked()?;
-                        return Err(NotInstalled::NotOurs(path));
-                    }
                     Ok(_) => changed.push(name),
                     Err(_) => {}
                 }
