@@ -108,7 +108,8 @@ pub enum Route {
 }
 
 impl Route {
-    fn path(&self) -> &Path {
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
         match self {
             Route::Named(path) | Route::Init(path) | Route::OnDemand(path) => path,
         }
@@ -166,7 +167,7 @@ pub fn places() -> Places {
 }
 
 /// Which way leads to the daemon: given; `AUTHSOCK_SOCKET`; the init system's socket; on demand.
-fn route(places: &Places, given: Option<&Path>) -> Route {
+pub(crate) fn route(places: &Places, given: Option<&Path>) -> Route {
     let named = given.map(Path::to_path_buf).or_else(|| {
         // A session of an on-demand daemon survives a later installation: its name for the socket
         // means the usual order.
