@@ -81,15 +81,20 @@ fn may_connect(area: &mut InArea<'_>, places: &Places, socket: &Seen, units: &Un
         area.note(Id::DaemonNotRunning, path, "cannot be reached by this socket, so it is not asked");
         return false;
     }
-    let lock = places.state().join(LOCK_FILE);
-    let is_locked = survey::is_locked(&lock);
-    // Nobody but a daemon listens there itself.
-    if socket.path() == places.ondemand_socket() && socket.is_listened_on == Some(true) {
+    // No init system listens there: whoever does is a daemon already.
+    if socket.path() == places.ondemand_socket() {
         return true;
     }
-    let by_client =
-        places.ondemand_socket().exists() && survey::is_listened_on(&places.ondemand_socket()) == Some(true);
-    let runs = units.service_runs.or(if by_client { Some(false) } else { is_locked });
+    let is_ours = socket.path() == places.init_socket() || units.listens_on(socket.path());
+    let by_client = survey::is_listened_on(&places.ondemand_socket()) == Some(true);
+    let is_locked = || survey::is_locked(&places.state().join(LOCK_FILE));
+    // A socket of somebody else's may belong to a service that a connection would start.
+    let runs = match units.service_runs {
+        _ if !is_ours => None,
+        Some(runs) => Some(runs),
+        None if by_client => Some(false),
+        None => is_locked(),
+    };
     match runs {
         Some(true) => return true,
         Some(false) if by_client => area.note(
@@ -97,10 +102,8 @@ fn may_connect(area: &mut InArea<'_>, places: &Places, socket: &Seen, units: &Un
             places.ondemand_socket().display(),
             "a daemon that a client started still runs; it hands over at the first connection to the init system's socket",
         ),
-        Some(false) if matches!(socket.route, Route::Init(_)) || socket.path() == places.init_socket() => {
-            area.note(Id::DaemonNotRunning, path, "not running; the first client starts it");
-        }
-        _ => area.note(
+        Some(false) => area.note(Id::DaemonNotRunning, path, "not running; the first client starts it"),
+        None => area.note(
             Id::DaemonNotAsked,
             path,
             "whether a daemon runs behind it can only be learned by connecting, which could start one",

@@ -23,6 +23,20 @@ const PROPERTIES: &str = "Id,LoadState,LoadError,ActiveState,SubState,UnitFileSt
 pub(super) struct Units {
     /// Whether the service runs; `None` where systemd cannot be asked or has no such unit.
     pub(super) service_runs: Option<bool>,
+    /// Where the socket unit listens, as systemctl words it.
+    listen: String,
+}
+
+impl Units {
+    /// Whether the socket unit listens on this path.
+    pub(super) fn listens_on(&self, path: &Path) -> bool {
+        is_among(&self.listen, path)
+    }
+}
+
+/// Whether `Listen=`, which is `PATH (Stream)` for each, has this path.
+fn is_among(listen: &str, path: &Path) -> bool {
+    listen.split_whitespace().any(|word| Path::new(word) == path)
 }
 
 type Unit = HashMap<String, String>;
@@ -77,7 +91,7 @@ pub(super) async fn examine(area: &mut InArea<'_>, places: &Places) -> Units {
         );
     }
     let runs = ["active", "reloading", "activating", "deactivating"].contains(&get(service, "ActiveState"));
-    Units { service_runs: Some(runs) }
+    Units { service_runs: Some(runs), listen: get(socket, "Listen").to_owned() }
 }
 
 /// Why systemd could not be asked.
@@ -212,7 +226,7 @@ fn examine_socket(area: &mut InArea<'_>, unit: &Unit, places: &Places) {
         }
         _ => {}
     }
-    let listens_here = get(unit, "Listen").split_whitespace().any(|word| Path::new(word) == path);
+    let listens_here = is_among(get(unit, "Listen"), &path);
     if state != "active" || !listens_here {
         return;
     }

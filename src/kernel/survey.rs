@@ -69,24 +69,33 @@ pub fn is_listened_on(path: &Path) -> Option<bool> {
 /// Whether somebody holds a flock(2) on the file at `path`, without asking for it: /proc/locks
 /// names each by device and inode. `None` where there is no such list.
 pub fn is_locked(path: &Path) -> Option<bool> {
-    let list = std::fs::read_to_string("/proc/locks").ok()?;
-    let Ok(meta) = path.symlink_metadata() else { return Some(false) };
-    let device = format!(
-        "{:02x}:{:02x}:{}",
-        nix::sys::stat::major(meta.dev()),
-        nix::sys::stat::minor(meta.dev()),
-        meta.ino()
-    );
-    // Some file systems show another device number there than stat(2) does; then the holder that
-    // the file itself notes decides.
-    let inode = format!(":{}", meta.ino());
-    let noted = super::dir::noted_holder(path).map(|pid| pid.to_string());
-    Some(list.lines().any(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(1).filter(|field| *field != "->");
-        let (kind, holder, file) = (fields.next(), fields.nth(2), fields.next().unwrap_or_default());
-        kind == Some("FLOCK")
-            && (file == device || (file.ends_with(&inode) && holder.is_some() && holder == noted.as_deref()))
-    }))
+    #[cfg(target_os = "linux")]
+    {
+        let list = std::fs::read_to_string("/proc/locks").ok()?;
+        let Ok(meta) = path.symlink_metadata() else { return Some(false) };
+        let device = format!(
+            "{:02x}:{:02x}:{}",
+            nix::sys::stat::major(meta.dev()),
+            nix::sys::stat::minor(meta.dev()),
+            meta.ino()
+        );
+        // Some file systems show another device number there than stat(2) does; then the holder that
+        // the file itself notes decides.
+        let inode = format!(":{}", meta.ino());
+        let noted = super::dir::noted_holder(path).map(|pid| pid.to_string());
+        Some(list.lines().any(|line| {
+            let mut fields = line.split_ascii_whitespace().skip(1).filter(|field| *field != "->");
+            let (kind, holder, file) = (fields.next(), fields.nth(2), fields.next().unwrap_or_default());
+            kind == Some("FLOCK")
+                && (file == device
+                    || (file.ends_with(&inode) && holder.is_some() && holder == noted.as_deref()))
+        }))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        None
+    }
 }
 
 /// Whether `path` itself is a mount point: then it may lead to another namespace's socket.

@@ -251,6 +251,14 @@ fn a_token_in_a_directory_that_others_may_write_is_named() {
     visit.names("problem", "state-unusable", ground.state());
 }
 
+/// An executable script. A file that this process itself had open for writing could not be executed for as long as a
+/// child, just forked by another test, still held it too (execve(2), ETXTBSY).
+fn make_script(path: &Path, text: &str) {
+    let write = "printf %s \"$1\" >\"$2\" && chmod 755 \"$2\"";
+    let made = Command::new("sh").args(["-c", write, "sh", text]).arg(path).status();
+    assert!(made.unwrap().success(), "{}", path.display());
+}
+
 /// A ground that a user without rights can walk into, and a binary that it can run.
 fn ground_for_a_stranger() -> Ground {
     let mut ground = with_token();
@@ -480,11 +488,7 @@ fn a_disk_without_room_is_named() {
         "#!/bin/sh\nexec unshare -m sh -c 'mount -t tmpfs -o size=4096,mode=700 none {0} && head -c 4096 /dev/zero >{0}/f; exec \"$0\" \"$@\"' {AUTHSOCK} \"$@\"\n",
         ground.runtime().display()
     );
-    let made = Command::new("sh")
-        .args(["-c", "printf %s \"$1\" >\"$2\"; chmod 755 \"$2\"", "sh", &script])
-        .arg(&wrapper)
-        .status();
-    assert!(made.unwrap().success());
+    make_script(&wrapper, &script);
     ground.binary = wrapper;
     visit(&ground).says("problem", "disk-full", ground.runtime(), "no space left");
 }
@@ -591,17 +595,41 @@ fn whoever_listens_but_does_not_know_the_token_is_named() {
     visit.says("problem", "daemon-refused", ground.ondemand_socket(), "does not speak the handshake");
 }
 
+#[test]
+fn a_socket_of_somebody_else_s_is_not_connected_to_since_that_could_start_what_is_behind_it() {
+    let ground = Ground::new();
+    let _daemon = ground.serve();
+    ground.json(["whoami"]);
+    let path = ground.root().join("other");
+    let listener = bind_private(&path);
+    let visit = Visit::pay(&ground, &["--socket", path.to_str().unwrap()], |_| {});
+    visit.is_healthy();
+    visit.names("note", "daemon-not-asked", &path);
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_daemon_on_demand_beside_an_init_system_s_new_socket_is_told_and_left_alone() {
+    let ground = Ground::new();
+    let pid = ground.json(["status"])["pid"].clone();
+    let listener = bind_private(&ground.init_socket());
+    let visit = visit(&ground);
+    visit.is_healthy();
+    visit.names("note", "daemon-other", ground.ondemand_socket());
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    std::fs::remove_file(ground.init_socket()).unwrap();
+    assert_eq!(ground.json(["status"])["pid"], pid);
+}
+
 // --- systemd, as it was recorded ----------------------------------------------------------------
 
 /// A systemctl that says this, whatever it is asked for.
 fn systemctl(ground: &Ground, script: &str) -> PathBuf {
     let bin = ground.root().join("bin");
     std::fs::create_dir_all(&bin).unwrap();
-    let made = Command::new("sh")
-        .args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$2\" && chmod 755 \"$2\"", "sh", script])
-        .arg(bin.join("systemctl"))
-        .status();
-    assert!(made.unwrap().success());
+    make_script(&bin.join("systemctl"), &format!("#!/bin/sh\n{script}\n"));
     bin
 }
 
@@ -717,6 +745,50 @@ fn a_systemd_that_cannot_be_asked_is_a_note_and_a_stuck_one_does_not_hold_the_do
     });
     visit.is_healthy();
     visit.names("note", "systemd-absent", "systemctl");
+}
+
+// --- the kernel ---------------------------------------------------------------------------------
+
+#[test]
+fn a_program_with_few_descriptors_is_told_so() {
+    let mut ground = Ground::new();
+    let wrapper = ground.root().join("wrapped");
+    let script = format!("#!/bin/sh\nulimit -n 24; exec {AUTHSOCK} \"$@\"\n");
+    make_script(&wrapper, &script);
+    ground.binary = wrapper;
+    visit(&ground).says("warning", "few-descriptors", "RLIMIT_NOFILE", "24 descriptors");
+}
+
+#[test]
+fn a_machine_without_proc_is_told_what_that_weakens() {
+    if skip_unless(is_root(), "mounting needs root") {
+        return;
+    }
+    let mut ground = with_token();
+    let wrapper = ground.root().join("wrapped");
+    let script = format!(
+        "#!/bin/sh\nexec unshare -m sh -c 'mount -t tmpfs none /proc && exec {AUTHSOCK} \"$@\"' sh \"$@\"\n"
+    );
+    make_script(&wrapper, &script);
+    ground.binary = wrapper;
+    let visit = visit(&ground);
+    visit.is_healthy();
+    visit.names("warning", "no-proc", "/proc");
+}
+
+#[test]
+fn a_program_with_more_rights_than_its_user_is_told_that_it_reads_no_variable() {
+    if skip_unless(is_root(), "a set-user-ID program of another user needs root") {
+        return;
+    }
+    let ground = ground_for_a_stranger();
+    chown(&ground.binary, Some(STRANGER), Some(STRANGER)).unwrap();
+    mode(&ground.binary, 0o4755);
+    let visit = Visit::pay(&ground, &[], |command| {
+        command.env("AUTHSOCK_SOCKET", "/nonexistent");
+    });
+    visit.names("warning", "set-id", "set-user-ID");
+    visit.names("ok", "socket-route", "/authsock-ondemand.sock");
 }
 
 // --- one process --------------------------------------------------------------------------------
