@@ -26,7 +26,9 @@ pub(super) fn examine(
     let process = Process::open(pid);
     let credentials = survey::credentials(pid);
     let is_over = process.as_ref().is_ok_and(|process| !process.is_alive())
-        || process.as_ref().is_err_and(|error| error.raw_os_error().is_some() && credentials.is_none());
+        || process
+            .as_ref()
+            .is_err_and(|error| error.kind() != ErrorKind::Unsupported && credentials.is_none());
     if is_over {
         let says =
             "does not run (any more): whoever connected as it is refused, since nothing vouches for it";
@@ -165,11 +167,7 @@ fn reach(
     let variable = |name: &str| {
         let environ = environ.as_ref().ok()?;
         let entries = environ.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-        entries
-            .filter_map(|entry| {
-                Some(entry.split_once('=')?.1.to_owned()).filter(|_| entry.starts_with(&format!("{name}=")))
-            })
-            .next()
+        entries.filter_map(|entry| Some(entry.strip_prefix(name)?.strip_prefix('=')?.to_owned())).next()
     };
     let (named_socket, named_token) = (variable(var::SOCKET), variable(var::TOKEN_FILE));
     let mut set: Vec<String> = Vec::new();

@@ -87,12 +87,20 @@ pub(super) fn directories(area: &mut InArea<'_>, places: &Places) {
             runtime.display(),
             "the runtime directory does not exist; the first client makes it, if it may",
         ),
-        Err(unusable) => area.problem(
-            Id::RuntimeUnusable,
-            unusable.path.display(),
-            format!("{unusable} (the runtime directory)"),
-            format!("set {} to a directory of your own, mode 0700, or mend this one", var::XDG_RUNTIME_DIR),
-        ),
+        Err(unusable) => {
+            let says = format!("{unusable} (the runtime directory)");
+            let remedy = format!(
+                "set {} to a directory of your own, mode 0700, or mend this one",
+                var::XDG_RUNTIME_DIR
+            );
+            // A socket that is there can be used in a directory of root's, as in a container.
+            let is_root_s = matches!(unusable.problem, Problem::NotOurs { owner: 0, .. });
+            if is_root_s && places.init_socket().symlink_metadata().is_ok() {
+                area.warning(Id::RuntimeUnusable, unusable.path.display(), says, remedy);
+            } else {
+                area.problem(Id::RuntimeUnusable, unusable.path.display(), says, remedy);
+            }
+        }
     }
     let state = places.state();
     match Dir::open(state, own_uid()) {
@@ -124,9 +132,14 @@ pub(super) fn directories(area: &mut InArea<'_>, places: &Places) {
             );
         }
     }
-    space(area, state);
-    if let Some(log) = places.log() {
-        space(area, log);
+    if let Some((place, what)) = full(state) {
+        let says = format!("its file system has no {what} left: no token and no session can be written");
+        area.problem(Id::DiskFull, place.display(), says, make_room(place));
+    }
+    // A daemon serves without a log, too.
+    if let Some((place, what)) = places.log().and_then(full) {
+        let says = format!("its file system has no {what} left: a daemon that a client starts has no log");
+        area.warning(Id::DiskFull, place.display(), says, make_room(place));
     }
     let token = places.owner_token();
     let changed = token.symlink_metadata().and_then(|meta| meta.modified());
@@ -140,20 +153,19 @@ pub(super) fn directories(area: &mut InArea<'_>, places: &Places) {
     }
 }
 
-/// Whether there is room where `path` lies or would lie.
-fn space(area: &mut InArea<'_>, path: &Path) {
-    let Some(existing) = path.ancestors().find(|path| path.exists()) else { return };
-    let Ok(space) = survey::space(existing) else { return };
-    if space.has_blocks && space.has_inodes {
-        return;
+/// The directory, and what is used up there, if there is no room where `path` lies or would lie.
+fn full(path: &Path) -> Option<(&Path, &'static str)> {
+    let existing = path.ancestors().find(|path| path.exists())?;
+    let space = survey::space(existing).ok()?;
+    match (space.has_blocks, space.has_inodes) {
+        (true, true) => None,
+        (true, false) => Some((existing, "inodes")),
+        (false, _) => Some((existing, "space")),
     }
-    let what = if space.has_blocks { "inodes" } else { "space" };
-    area.problem(
-        Id::DiskFull,
-        existing.display(),
-        format!("its file system has no {what} left: no token, session or log line can be written"),
-        format!("make room; `df {0}` and `df -i {0}` show how much there is", existing.display()),
-    );
+}
+
+fn make_room(place: &Path) -> String {
+    format!("make room; `df {0}` and `df -i {0}` show how much there is", place.display())
 }
 
 /// The configuration, if it can be used.

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::report::{Id, InArea};
-use crate::kernel::dir::own_uid;
+use crate::kernel::dir::{own_uid, runs_with_foreign_environment};
 use crate::kernel::survey;
 use crate::place::{Places, var};
 
@@ -43,6 +43,15 @@ type Unit = HashMap<String, String>;
 
 pub(super) async fn examine(area: &mut InArea<'_>, places: &Places) -> Units {
     if !cfg!(target_os = "linux") {
+        return Units::default();
+    }
+    if runs_with_foreign_environment() {
+        // Where `systemctl` is found is then for a stranger to say.
+        area.note(
+            Id::ManagerUnreachable,
+            "systemctl --user",
+            "is not asked by a program that runs with more rights than its user",
+        );
         return Units::default();
     }
     let units = match ask().await {
@@ -90,7 +99,8 @@ pub(super) async fn examine(area: &mut InArea<'_>, places: &Places) -> Units {
             "does not linger: with the last logout the runtime directory goes, and the token and all sessions with it (loginctl enable-linger keeps them)",
         );
     }
-    let runs = ["active", "reloading", "activating", "deactivating"].contains(&get(service, "ActiveState"));
+    // One that is about to end would be started again.
+    let runs = ["active", "reloading", "activating"].contains(&get(service, "ActiveState"));
     Units { service_runs: Some(runs), listen: get(socket, "Listen").to_owned() }
 }
 
@@ -132,11 +142,15 @@ async fn ask() -> Result<HashMap<String, Unit>, Silent> {
 fn read(text: &str) -> HashMap<String, Unit> {
     let mut units = HashMap::new();
     for block in text.split("\n\n") {
-        let unit: Unit = block
-            .lines()
-            .filter_map(|line| line.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
+        let mut unit = Unit::new();
+        for (name, value) in block.lines().filter_map(|line| line.split_once('=')) {
+            // A unit that listens in two places has two lines for it.
+            let all: &mut String = unit.entry(name.to_owned()).or_default();
+            if !all.is_empty() {
+                all.push(' ');
+            }
+            all.push_str(value);
+        }
         if let Some(id) = unit.get("Id") {
             units.insert(id.clone(), unit);
         }
@@ -286,11 +300,15 @@ mod tests {
 
     #[test]
     fn what_systemctl_prints_is_read_unit_by_unit() {
-        let text = "Id=authsock.socket\nLoadState=loaded\nListen=/run/user/1/authsock.sock (Stream)\n\nId=authsock.service\nExecStart={ path=/usr/bin/authsock ; argv[]=/usr/bin/authsock serve ; pid=0 }\nStatusText=a=b\n";
+        let text = "Id=authsock.socket\nLoadState=loaded\nListen=/run/user/1/authsock.sock (Stream)\nListen=/run/user/1/other (Stream)\n\nId=authsock.service\nExecStart={ path=/usr/bin/authsock ; argv[]=/usr/bin/authsock serve ; pid=0 }\nStatusText=a=b\n";
         let units = read(text);
         assert_eq!(get(&units[SOCKET], "LoadState"), "loaded");
         assert_eq!(get(&units[SERVICE], "StatusText"), "a=b");
         assert_eq!(program(get(&units[SERVICE], "ExecStart")), Some("/usr/bin/authsock".into()));
         assert_eq!(get(&units[SERVICE], "Listen"), "");
+        for path in ["/run/user/1/authsock.sock", "/run/user/1/other"] {
+            assert!(is_among(get(&units[SOCKET], "Listen"), Path::new(path)), "{path}");
+        }
+        assert!(!is_among(get(&units[SOCKET], "Listen"), Path::new("/run/user/1")));
     }
 }

@@ -1,7 +1,6 @@
 //! Facts about the machine and its processes that are read and never changed: space, limits, who listens, who holds a lock.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,23 +46,48 @@ pub fn since_monotonic(microseconds: u64) -> Option<Duration> {
     Duration::from(now).checked_sub(Duration::from_micros(microseconds))
 }
 
+/// Whether one of the kernel's lists has a line; `None` where there is no such list.
+///
+/// The kernel puts a list together page by page while others change it, so that one reading may miss a
+/// line that was there all the time; it never shows one that was not.
+fn has_line(list: &str, mut is_it: impl FnMut(&str) -> bool) -> Option<bool> {
+    const READINGS: usize = 4;
+    for _ in 0..READINGS {
+        let mut file = std::fs::File::open(list).ok()?;
+        let mut text = Vec::new();
+        // As much at a time as the kernel gives: small pieces leave more room for change.
+        let mut chunk = vec![0; 1 << 16];
+        loop {
+            match io::Read::read(&mut file, &mut chunk) {
+                Ok(0) => break,
+                Ok(length) => text.extend_from_slice(&chunk[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        if String::from_utf8_lossy(&text).lines().any(&mut is_it) {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
 /// Whether somebody listens on the socket file at `path`, as far as this network namespace shows
 /// (proc(5), /proc/net/unix); connecting would be a change. `None` where there is no such list.
 pub fn is_listened_on(path: &Path) -> Option<bool> {
     /// `__SO_ACCEPTCON` of linux/net.h.
     const ACCEPTS: u32 = 1 << 16;
-    let list = std::fs::read("/proc/net/unix").ok()?;
-    let list = String::from_utf8_lossy(&list);
-    let wanted = inode_at(path);
-    Some(list.lines().any(|line| {
+    let Some(wanted) = inode_at(path) else { return Some(false) };
+    has_line("/proc/net/unix", |line| {
         let flags =
             line.split_ascii_whitespace().nth(3).and_then(|flags| u32::from_str_radix(flags, 16).ok());
         let Some((_, bound)) = line.split_once(" /") else { return false };
         // It may have been bound by another way to the same file.
         let bound = PathBuf::from(format!("/{bound}"));
-        let is_it = bound == path || (bound.file_name() == path.file_name() && inode_at(&bound) == wanted);
+        let is_it =
+            bound == path || (bound.file_name() == path.file_name() && inode_at(&bound) == Some(wanted));
         is_it && flags.is_some_and(|flags| flags & ACCEPTS != 0)
-    }))
+    })
 }
 
 /// Whether somebody holds a flock(2) on the file at `path`, without asking for it: /proc/locks
@@ -71,8 +95,12 @@ pub fn is_listened_on(path: &Path) -> Option<bool> {
 pub fn is_locked(path: &Path) -> Option<bool> {
     #[cfg(target_os = "linux")]
     {
-        let list = std::fs::read_to_string("/proc/locks").ok()?;
-        let Ok(meta) = path.symlink_metadata() else { return Some(false) };
+        use std::os::unix::fs::MetadataExt;
+        let meta = match path.symlink_metadata() {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(false),
+            Err(_) => return None,
+        };
         let device = format!(
             "{:02x}:{:02x}:{}",
             nix::sys::stat::major(meta.dev()),
@@ -83,13 +111,13 @@ pub fn is_locked(path: &Path) -> Option<bool> {
         // the file itself notes decides.
         let inode = format!(":{}", meta.ino());
         let noted = super::dir::noted_holder(path).map(|pid| pid.to_string());
-        Some(list.lines().any(|line| {
+        has_line("/proc/locks", |line| {
             let mut fields = line.split_ascii_whitespace().skip(1).filter(|field| *field != "->");
             let (kind, holder, file) = (fields.next(), fields.nth(2), fields.next().unwrap_or_default());
             kind == Some("FLOCK")
                 && (file == device
                     || (file.ends_with(&inode) && holder.is_some() && holder == noted.as_deref()))
-        }))
+        })
     }
     #[cfg(not(target_os = "linux"))]
     {
@@ -173,6 +201,12 @@ mod tests {
         let path = temp.path().join("s");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         assert_eq!(is_listened_on(&path), Some(true));
+        // One of the same name elsewhere is another.
+        let other = temp.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        assert_eq!(is_listened_on(&other.join("s")), Some(false));
+        std::fs::File::create(other.join("s")).unwrap();
+        assert_eq!(is_listened_on(&other.join("s")), Some(false));
         drop(listener);
         assert_eq!(is_listened_on(&path), Some(false));
     }
