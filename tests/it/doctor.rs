@@ -818,6 +818,28 @@ fn a_program_with_more_rights_than_its_user_is_told_that_it_reads_no_variable() 
 
 // --- one process --------------------------------------------------------------------------------
 
+/// A process that ends with this value, also where a check fails.
+struct Sleeper(std::process::Child);
+
+impl Sleeper {
+    fn start(ground: &Ground, change: impl FnOnce(&mut Command)) -> Sleeper {
+        let mut command = ground.command("sleep");
+        change(command.arg("600"));
+        Sleeper(command.spawn().unwrap())
+    }
+
+    fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_process_that_is_gone_is_named() {
     let ground = Ground::new();
@@ -837,19 +859,15 @@ fn a_process_of_another_user_is_named_with_uid_program_check_and_file() {
     let _daemon = ground.serve();
     ground.json(["whoami"]);
     mode(ground.root(), 0o755);
-    let mut child = ground
-        .command("sleep")
-        .arg("600")
-        .env("AUTHSOCK_SOCKET", ground.init_socket())
-        .env("AUTHSOCK_TOKEN", "5ec2e7".repeat(10))
-        .uid(STRANGER)
-        .gid(STRANGER)
-        .spawn()
-        .unwrap();
-    let pid = child.id().to_string();
+    let sleeper = Sleeper::start(&ground, |command| {
+        command
+            .env("AUTHSOCK_SOCKET", ground.init_socket())
+            .env("AUTHSOCK_TOKEN", "5ec2e7".repeat(10))
+            .uid(STRANGER)
+            .gid(STRANGER);
+    });
+    let pid = sleeper.pid();
     let visit = Visit::pay(&ground, &["--pid", &pid], |_| {});
-    child.kill().unwrap();
-    child.wait().unwrap();
     let subject = format!("process {pid}");
     visit.says("problem", "process-user", &subject, "uid 54322 is not uid 0");
     visit.says("ok", "process", &subject, "sleep as uid 54322");
@@ -876,17 +894,10 @@ fn a_token_that_a_process_may_not_read_and_one_that_is_not_there_have_different_
         (ground.token_path(), "process-token-forbidden", "EACCES", "ENOENT"),
         (missing, "process-token-missing", "ENOENT", "EACCES"),
     ] {
-        let mut child = ground
-            .command("sleep")
-            .arg("600")
-            .env("AUTHSOCK_TOKEN_FILE", &path)
-            .uid(STRANGER)
-            .gid(STRANGER)
-            .spawn()
-            .unwrap();
-        let visit = Visit::pay(&ground, &["--pid", &child.id().to_string()], |_| {});
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let sleeper = Sleeper::start(&ground, |command| {
+            command.env("AUTHSOCK_TOKEN_FILE", &path).uid(STRANGER).gid(STRANGER);
+        });
+        let visit = Visit::pay(&ground, &["--pid", &sleeper.pid()], |_| {});
         let says = visit.names("problem", id, &path)["says"].as_str().unwrap();
         assert!(says.contains(word) && !says.contains(other), "{says}");
     }
