@@ -65,6 +65,7 @@ pub mod client;
 pub mod config;
 pub mod credential;
 pub mod daemon;
+pub mod doctor;
 pub mod gate;
 pub mod handshake;
 pub mod init;

@@ -10,7 +10,7 @@ use crate::session::Binding;
 pub(super) const AFTER_HELP: &str = "\
 Exit codes:
   0    done
-  1    the daemon answered with an error
+  1    the daemon answered with an error; doctor: it found a problem
   2    the command line makes no sense
   3    no daemon: it cannot be reached, cannot be started, or cannot serve
   4    refused: by the daemon, or by this program because of what listens there
@@ -26,6 +26,13 @@ Environment:
   AUTHSOCK_TOKEN       the token itself (for tests)
   AUTHSOCK_LOG         what is logged: error, warn, info, debug, trace
   XDG_RUNTIME_DIR      where sockets and the owner's token lie";
+
+const DOCTOR_HELP: &str = "\
+Exit codes:
+  0  nothing keeps a client from its daemon (there may be warnings)
+  1  there is at least one problem
+
+docs/doctor.md explains each finding by its id.";
 
 /// Authenticated local sockets: every connection has a proven peer, and every request belongs to a
 /// session.
@@ -71,6 +78,9 @@ pub(super) enum Verb {
     Whoami,
     /// Show how the daemon does
     Status,
+    /// Show what keeps clients from the daemon, and the way out; changes and starts nothing
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(Doctor),
     /// Call a method of the daemon
     Call(Call),
     /// List or end sessions
@@ -214,6 +224,13 @@ impl From<Bind> for Binding {
             Bind::Tree => Binding::Tree,
         }
     }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Doctor {
+    /// Show why this process would be refused, too
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub(super) pid: Option<u32>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -3,6 +3,7 @@
 
 mod args;
 mod call;
+mod doctor;
 mod env;
 mod generate;
 mod install;
@@ -31,7 +32,7 @@ pub use args::Args as CommandLine;
 pub mod exit {
     /// Done.
     pub const OK: u8 = 0;
-    /// The daemon answered with an error.
+    /// The daemon answered with an error, or `doctor` found a problem.
     pub const FAILED: u8 = 1;
     /// The command line makes no sense.
     pub const USAGE: u8 = 2;
@@ -121,6 +122,7 @@ pub fn main() -> ExitCode {
         Verb::Uninstall(args) => install::uninstall(&common, &args, &output),
         Verb::Whoami => with_client(&common, async |client| whoami::whoami(client, &output).await),
         Verb::Status => with_client(&common, async |client| status::status(client, &output).await),
+        Verb::Doctor(args) => return finish_run(doctor::doctor(&common, &args, &output), &output),
         Verb::Call(args) => with_client(&common, async |client| call::call(client, &args, &output).await),
         Verb::Session(verb) => {
             with_client(&common, async |client| session::session(client, &verb, &output).await)

@@ -75,6 +75,11 @@ impl Output {
         self.print(&text)
     }
 
+    /// An empty line between groups.
+    pub(super) fn blank(&self) -> io::Result<()> {
+        self.print("\n")
+    }
+
     /// A table with a heading.
     pub(super) fn table(&self, heading: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
         let rows: Vec<Vec<String>> =

@@ -112,7 +112,8 @@ pub enum Route {
 }
 
 impl Route {
-    fn path(&self) -> &Path {
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
         match self {
             Route::Named(path) | Route::Init(path) | Route::System(path) | Route::OnDemand(path) => path,
         }

@@ -474,6 +474,21 @@ pub fn list_configuration(path: &Path) -> Result<Vec<PathBuf>, Unusable> {
     Ok(entries.into_iter().map(|entry| entry.path()).collect())
 }
 
+/// Examines a directory of `owner` that this user may only pass through: nobody else may write it.
+///
+/// # Errors
+/// [`Unusable`], naming the path and the remedy.
+pub fn examine_passage(path: &Path, owner: u32) -> Result<(), Unusable> {
+    let stat = stat::lstat(path).map_err(|errno| match errno {
+        Errno::ENOENT => Unusable::new(path, Problem::Missing),
+        errno => Unusable::io(path, "examine", errno),
+    })?;
+    if file_type(&stat) != SFlag::S_IFDIR {
+        return Err(Unusable::new(path, Problem::NotA { expected: "directory" }));
+    }
+    refuse_strangers(path, &stat, owner, 0o022)
+}
+
 /// Whom a lock file names as its holder; for messages only.
 pub fn noted_holder(path: &Path) -> Option<u32> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()

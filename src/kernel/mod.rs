@@ -14,6 +14,7 @@ pub mod peer;
 pub mod process;
 pub mod signals;
 pub mod socket;
+pub mod survey;
 
 /// Whether the kernel refused for want of descriptors or memory: true for now, and of nobody in
 /// particular.

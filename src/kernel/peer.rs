@@ -288,7 +288,7 @@ fn absence(errno: nix::errno::Errno, kernel_gives_pidfds: bool) -> Absence {
 /// Whether this kernel gives pidfds of peers at all, asked once on a pair of our own, whose peer is
 /// certainly alive.
 #[cfg(target_os = "linux")]
-fn kernel_gives_peer_pidfds() -> bool {
+pub(crate) fn kernel_gives_peer_pidfds() -> bool {
     use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
     use std::sync::OnceLock;
     static GIVES: OnceLock<bool> = OnceLock::new();

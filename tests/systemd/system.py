@@ -460,6 +460,28 @@ def _():
         assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (uid, mode), (path, found)
 
 
+@check("doctor finds nothing wrong for an admitted user, and tells the other, and root of any process, why it is refused")
+def _():
+    fresh()
+    ada.answered("whoami")
+    report = json.loads(ada.authsock("doctor", "--json").stdout)
+    assert report["problems"] == 0, [found for found in report["findings"] if found["level"] == "problem"]
+    done = eve.authsock("doctor", "--json")
+    problems = [found for found in json.loads(done.stdout)["findings"] if found["level"] == "problem"]
+    assert done.returncode == 1 and any("peer_denied" in found["says"] for found in problems), problems
+    assert not any("--user" in str(found) for found in problems), problems
+    for user, refused_too in ((ada, False), (bob, False), (eve, True)):
+        program = subprocess.Popen(user.command("sleep", "60"))
+        try:
+            until("the user's process", lambda: os.stat(f"/proc/{program.pid}").st_uid == user.uid)
+            report = json.loads(run("authsock", "--system", "doctor", "--json", "--pid", str(program.pid)).stdout)
+            found = [finding for finding in report["findings"] if finding["id"] == "process-user"]
+            assert found and (found[0]["level"] == "problem") == refused_too, (user.name, found)
+        finally:
+            program.kill()
+            program.wait()
+
+
 @check("in a session the variables lead back to this daemon, and a user who made it the default needs no option")
 def _():
     fresh()

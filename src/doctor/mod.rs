@@ -1,0 +1,44 @@
+//! What keeps a client from its daemon, looked at in the order in which a client does and with the same functions; nothing is changed, started or repaired.
+#![forbid(unsafe_code)]
+
+mod daemon;
+mod kernel;
+mod process;
+mod report;
+mod socket;
+mod surroundings;
+mod systemd;
+mod token;
+
+use crate::client::Options;
+use crate::kernel::process::Pid;
+use crate::place::Places;
+pub use report::{Area, Finding, Id, Level, Report};
+
+/// Looks at everything, as a client with these options would meet it.
+///
+/// Nothing is made, locked, started or activated. A daemon that runs already is asked; one that does
+/// not is left alone, since the first connection would start it.
+///
+/// Cancel safe: there is nothing to undo.
+pub async fn examine(options: &Options, places: &Places, pid: Option<Pid>) -> Report {
+    let mut report = Report::default();
+    surroundings::environment(&mut report.area(Area::Environment), options);
+    surroundings::directories(&mut report.area(Area::Directories), places);
+    let config = surroundings::configuration(&mut report.area(Area::Configuration), options, places);
+    let config = config.unwrap_or_default();
+    let socket = socket::examine(&mut report.area(Area::Socket), options, places);
+    let token = token::examine(&mut report.area(Area::Token), options, places);
+    let units = systemd::examine(&mut report.area(Area::Systemd), places).await;
+    let mut area = report.area(Area::Daemon);
+    let sessions = daemon::examine(&mut area, options, places, &socket, &units, token).await;
+    kernel::examine(&mut report.area(Area::Kernel));
+    if let Some(pid) = pid {
+        let mut area = report.area(Area::Process);
+        process::examine(&mut area, pid, &config, places, socket.path(), sessions.as_deref());
+    }
+    if places.is_system() {
+        report.is_of_the_machine_s_units();
+    }
+    report.in_order()
+}

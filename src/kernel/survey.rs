@@ -1,0 +1,234 @@
+//! Facts about the machine and its processes that are read and never changed: space, limits, who listens, who holds a lock.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::process::Pid;
+use super::socket::inode_at;
+
+/// What a file system has left for this user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Whether there is a block for one more file's content.
+    pub has_blocks: bool,
+    /// Whether there is an inode for one more file; some file systems do not count them.
+    pub has_inodes: bool,
+}
+
+/// What is left on the file system that `path` lies on.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn space(path: &Path) -> io::Result<Space> {
+    let found = nix::sys::statvfs::statvfs(path)?;
+    Ok(Space {
+        has_blocks: found.blocks_available() > 0,
+        has_inodes: found.files() == 0 || found.files_available() > 0,
+    })
+}
+
+/// How many descriptors this process may have open.
+pub fn descriptor_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
+}
+
+/// The name that this machine has for a user.
+pub fn user_name(uid: u32) -> Option<String> {
+    nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
+}
+
+/// How long ago a moment of the monotonic clock was that systemd gave in microseconds.
+pub fn since_monotonic(microseconds: u64) -> Option<Duration> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).ok()?;
+    Duration::from(now).checked_sub(Duration::from_micros(microseconds))
+}
+
+/// Whether one of the kernel's lists has a line; `None` where there is no such list.
+///
+/// The kernel puts a list together page by page while others change it, so that one reading may miss a
+/// line that was there all the time; it never shows one that was not.
+fn has_line(list: &str, mut is_it: impl FnMut(&str) -> bool) -> Option<bool> {
+    const READINGS: usize = 4;
+    for _ in 0..READINGS {
+        let mut file = std::fs::File::open(list).ok()?;
+        let mut text = Vec::new();
+        // As much at a time as the kernel gives: small pieces leave more room for change.
+        let mut chunk = vec![0; 1 << 16];
+        loop {
+            match io::Read::read(&mut file, &mut chunk) {
+                Ok(0) => break,
+                Ok(length) => text.extend_from_slice(&chunk[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        if String::from_utf8_lossy(&text).lines().any(&mut is_it) {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
+/// Whether somebody listens on the socket file at `path`, as far as this network namespace shows
+/// (proc(5), /proc/net/unix); connecting would be a change. `None` where there is no such list.
+pub fn is_listened_on(path: &Path) -> Option<bool> {
+    /// `__SO_ACCEPTCON` of linux/net.h.
+    const ACCEPTS: u32 = 1 << 16;
+    let Some(wanted) = inode_at(path) else { return Some(false) };
+    has_line("/proc/net/unix", |line| {
+        let flags =
+            line.split_ascii_whitespace().nth(3).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        let Some((_, bound)) = line.split_once(" /") else { return false };
+        // It may have been bound by another way to the same file.
+        let bound = PathBuf::from(format!("/{bound}"));
+        let is_it =
+            bound == path || (bound.file_name() == path.file_name() && inode_at(&bound) == Some(wanted));
+        is_it && flags.is_some_and(|flags| flags & ACCEPTS != 0)
+    })
+}
+
+/// Whether somebody holds a flock(2) on the file at `path`, without asking for it: /proc/locks
+/// names each by device and inode. `None` where there is no such list.
+pub fn is_locked(path: &Path) -> Option<bool> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let meta = match path.symlink_metadata() {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(false),
+            Err(_) => return None,
+        };
+        let device = format!(
+            "{:02x}:{:02x}:{}",
+            nix::sys::stat::major(meta.dev()),
+            nix::sys::stat::minor(meta.dev()),
+            meta.ino()
+        );
+        // Some file systems show another device number there than stat(2) does; then the holder that
+        // the file itself notes decides.
+        let inode = format!(":{}", meta.ino());
+        let noted = super::dir::noted_holder(path).map(|pid| pid.to_string());
+        has_line("/proc/locks", |line| {
+            let mut fields = line.split_ascii_whitespace().skip(1).filter(|field| *field != "->");
+            let (kind, holder, file) = (fields.next(), fields.nth(2), fields.next().unwrap_or_default());
+            kind == Some("FLOCK")
+                && (file == device
+                    || (file.ends_with(&inode) && holder.is_some() && holder == noted.as_deref()))
+        })
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        None
+    }
+}
+
+/// Whether `path` itself is a mount point: then it may lead to another namespace's socket.
+pub fn is_mount_point(path: &Path) -> bool {
+    let list = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    list.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == path))
+}
+
+/// The `hidepid=` option with which /proc is mounted, if it hides anything (proc(5)).
+pub fn hidepid() -> Option<String> {
+    let list = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let proc = list.lines().rfind(|line| line.split(' ').nth(4) == Some("/proc"))?;
+    let option = proc.split([' ', ',']).find_map(|option| option.strip_prefix("hidepid="))?;
+    (!["0", "off"].contains(&option)).then(|| option.to_owned())
+}
+
+/// Whose a process is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its effective user id.
+    pub uid: u32,
+    /// Its file-system user id, by which access is decided.
+    pub fsuid: u32,
+    /// Its groups: the file-system group id and the supplementary ones.
+    pub groups: Vec<u32>,
+    /// Whether it may pass every file's permissions (CAP_DAC_OVERRIDE).
+    pub overrides: bool,
+}
+
+/// Whose a process is, where /proc tells.
+pub fn credentials(pid: Pid) -> Option<Credentials> {
+    /// linux/capability.h.
+    const CAP_DAC_OVERRIDE: u32 = 1;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let numbers = |name: &str| -> Vec<u32> {
+        field(name).split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect()
+    };
+    let (uids, gids) = (numbers("Uid:"), numbers("Gid:"));
+    let mut groups = numbers("Groups:");
+    groups.extend(gids.get(3));
+    let effective = u64::from_str_radix(field("CapEff:").trim(), 16).unwrap_or(0);
+    Some(Credentials {
+        uid: *uids.get(1)?,
+        fsuid: *uids.get(3)?,
+        groups,
+        overrides: effective >> CAP_DAC_OVERRIDE & 1 == 1,
+    })
+}
+
+/// A namespace of a process, as `/proc/PID/ns` names it.
+///
+/// # Errors
+/// What /proc said: other users' are hidden.
+pub fn namespace(pid: Pid, kind: &str) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/{kind}"))
+}
+
+/// The most descriptors that a process may have open, where /proc tells.
+pub fn descriptor_limit_of(pid: Pid) -> Option<u64> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+    use crate::kernel::dir::{Dir, own_uid};
+
+    #[test]
+    fn a_listener_is_seen_without_connecting_and_so_is_its_end() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(is_listened_on(&path), Some(true));
+        // One of the same name elsewhere is another.
+        let other = temp.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        assert_eq!(is_listened_on(&other.join("s")), Some(false));
+        std::fs::File::create(other.join("s")).unwrap();
+        assert_eq!(is_listened_on(&other.join("s")), Some(false));
+        drop(listener);
+        assert_eq!(is_listened_on(&path), Some(false));
+    }
+
+    #[test]
+    fn a_lock_is_seen_without_asking_for_it_and_so_is_its_end() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_or_create(&temp.path().join("d"), own_uid()).unwrap();
+        let path = dir.path().join("lock");
+        assert_eq!(is_locked(&path), Some(false));
+        let mut held = dir.try_lock("lock").unwrap().unwrap();
+        held.note_holder(Pid::own().0).unwrap();
+        assert_eq!(is_locked(&path), Some(true));
+        drop(held);
+        assert_eq!(is_locked(&path), Some(false));
+    }
+
+    #[test]
+    fn this_process_has_this_process_s_credentials() {
+        let found = credentials(Pid::own()).unwrap();
+        assert_eq!((found.uid, found.fsuid), (own_uid(), own_uid()));
+        assert_eq!(descriptor_limit_of(Pid::own()), Some(descriptor_limit()));
+        assert!(namespace(Pid::own(), "pid").is_ok());
+    }
+}
