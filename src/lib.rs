@@ -68,6 +68,7 @@ pub mod daemon;
 pub mod gate;
 pub mod handshake;
 pub mod init;
+pub mod install;
 pub mod kernel;
 pub mod place;
 pub mod secret;

@@ -10,7 +10,7 @@ use crate::session::Binding;
 const AFTER_HELP: &str = "\
 Exit codes:
   0    done
-  1    the daemon answered with an error
+  1    the daemon answered with an error, or install could not be carried out
   2    the command line makes no sense
   3    no daemon: it cannot be reached, cannot be started, or cannot serve
   4    refused: by the daemon, or by this program because of what listens there
@@ -76,6 +76,10 @@ pub(super) enum Verb {
     /// Replace the token of the session that this process belongs to
     #[command(subcommand)]
     Token(Token),
+    /// Have the init system (systemd, launchd) start the daemon at the first connection
+    Install(Install),
+    /// Undo that, and remove what the daemon left
+    Uninstall(Uninstall),
 }
 
 #[derive(Debug, clap::Args)]
@@ -156,6 +160,35 @@ pub(super) enum Token {
         #[arg(long)]
         now: bool,
     },
+}
+
+/// For whom something is installed.
+#[derive(Debug, clap::Args)]
+pub(super) struct Whom {
+    /// For this user [the default]
+    #[arg(long, conflicts_with = "system")]
+    pub(super) user: bool,
+    /// For the whole machine; needs root
+    #[arg(long)]
+    pub(super) system: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Install {
+    #[command(flatten)]
+    pub(super) whom: Whom,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Uninstall {
+    #[command(flatten)]
+    pub(super) whom: Whom,
+    /// Remove the configuration too
+    #[arg(long)]
+    pub(super) purge: bool,
 }
 
 /// Seconds, or a number with a unit.

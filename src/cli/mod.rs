@@ -3,6 +3,7 @@
 
 mod args;
 mod call;
+mod install;
 mod logging;
 mod output;
 mod run;
@@ -27,7 +28,7 @@ pub use args::Args as CommandLine;
 pub mod exit {
     /// Done.
     pub const OK: u8 = 0;
-    /// The daemon answered with an error.
+    /// The daemon answered with an error, or `install` could not be carried out.
     pub const FAILED: u8 = 1;
     /// The command line makes no sense.
     pub const USAGE: u8 = 2;
@@ -115,6 +116,8 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => return finish_run(run::run(&common, args), &output),
         Verb::Whoami => with_client(&common, async |client| whoami::whoami(client, &output).await),
         Verb::Status => with_client(&common, async |client| status::status(client, &output).await),
+        Verb::Install(args) => install::install(&common, &args, &output),
+        Verb::Uninstall(args) => install::uninstall(&args, &output),
         Verb::Call(args) => with_client(&common, async |client| call::call(client, &args, &output).await),
         Verb::Session(verb) => {
             with_client(&common, async |client| session::session(client, &verb, &output).await)

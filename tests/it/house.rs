@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms and their ranks; ARCHITECTURE.md has the map. A room uses itself and rooms of lower
 /// rank.
-const ROOMS: [(&str, u8); 15] = [
+const ROOMS: [(&str, u8); 16] = [
     ("place", 0),
     ("kernel", 1),
     ("init", 2),
@@ -18,6 +18,7 @@ const ROOMS: [(&str, u8); 15] = [
     ("gate", 5),
     ("client", 6),
     ("daemon", 7),
+    ("install", 7),
     ("cli", 8),
     ("lib", 9),
     ("main", 9),

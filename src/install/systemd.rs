@@ -1,0 +1,382 @@
+//! Installing into systemd: the units with this program's path in them, and what systemctl is asked and told.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{Answer, CannotInstall, Found, MARK, Plan, Scope, Step, ask, look};
+
+/// The socket unit.
+pub const SOCKET: &str = "authsock.socket";
+/// The service unit.
+pub const SERVICE: &str = "authsock.service";
+
+/// The program as the units in the tree name it.
+const TEMPLATE_PROGRAM: &str = "/usr/bin/authsock";
+/// The units of each scope, in the order in which they are written: a socket without its service
+/// could not be started.
+const USER_UNITS: [(&str, &str); 2] = [
+    (SERVICE, include_str!("../../systemd/user/authsock.service")),
+    (SOCKET, include_str!("../../systemd/user/authsock.socket")),
+];
+const SYSTEM_UNITS: [(&str, &str); 2] = [
+    (SERVICE, include_str!("../../systemd/system/authsock.service")),
+    (SOCKET, include_str!("../../systemd/system/authsock.socket")),
+];
+
+/// Where units lie, and what they start.
+#[derive(Debug)]
+pub struct Setup {
+    scope: Scope,
+    /// Where `install` puts units.
+    units: PathBuf,
+    /// Where packages put theirs.
+    packaged: Vec<PathBuf>,
+}
+
+impl Setup {
+    /// A user's units, below that user's configuration directory (`~/.config`).
+    pub fn of_user(config_home: &Path) -> Setup {
+        let packaged = ["/etc/systemd/user", "/usr/local/lib/systemd/user", "/usr/lib/systemd/user"];
+        Setup {
+            scope: Scope::User,
+            units: config_home.join("systemd/user"),
+            packaged: packaged.map(PathBuf::from).into(),
+        }
+    }
+
+    /// The machine's units.
+    pub fn of_system() -> Setup {
+        let packaged = ["/usr/local/lib/systemd/system", "/usr/lib/systemd/system"];
+        Setup {
+            scope: Scope::System,
+            units: "/etc/systemd/system".into(),
+            packaged: packaged.map(PathBuf::from).into(),
+        }
+    }
+
+    fn templates(&self) -> &'static [(&'static str, &'static str); 2] {
+        match self.scope {
+            Scope::User => &USER_UNITS,
+            Scope::System => &SYSTEM_UNITS,
+        }
+    }
+
+    /// A call of systemctl.
+    fn systemctl(&self, words: &[&str]) -> Vec<String> {
+        let mut all = vec!["systemctl"];
+        if self.scope == Scope::User {
+            all.push("--user");
+        }
+        all.push("--no-pager");
+        all.extend(words);
+        all.into_iter().map(str::to_owned).collect()
+    }
+
+    fn step(&self, words: &[&str]) -> Step {
+        Step::Run { words: self.systemctl(words), may_fail: false }
+    }
+
+    /// Asks for properties of a unit.
+    fn show(&self, unit: &str) -> Result<BTreeMap<String, String>, CannotInstall> {
+        let words = self.systemctl(&[
+            "show",
+            "--property=LoadState,ActiveState,NeedDaemonReload,ExecStart,UnitFileState",
+            unit,
+        ]);
+        let answer = ask(&words)?;
+        if !answer.is_good {
+            return Err(self.no_manager(answer));
+        }
+        let pairs = answer.stdout.lines().filter_map(|line| line.split_once('='));
+        Ok(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+    }
+
+    fn no_manager(&self, answer: Answer) -> CannotInstall {
+        let said = match answer.stderr.trim() {
+            "" => answer.status,
+            said => said.to_owned(),
+        };
+        match self.scope {
+            Scope::User => CannotInstall::NoUserManager(said),
+            Scope::System => CannotInstall::NoSystemManager(said),
+        }
+    }
+
+    /// Asks the manager for its version: whether it is there at all.
+    fn reach(&self) -> Result<(), CannotInstall> {
+        let answer = ask(&self.systemctl(&["show", "--property=Version"]))?;
+        // Without a manager some versions say so with status 0.
+        if answer.is_good && answer.stdout.starts_with("Version=") {
+            return Ok(());
+        }
+        Err(self.no_manager(answer))
+    }
+
+    /// Whether a package brought units whose program exists.
+    fn is_packaged(&self) -> bool {
+        let has = |dir: &PathBuf, unit: &str| dir.join(unit).is_file();
+        let service = self.packaged.iter().find(|dir| has(dir, SERVICE));
+        let Some(service) = service.filter(|_| self.packaged.iter().any(|dir| has(dir, SOCKET))) else {
+            return false;
+        };
+        let text = std::fs::read_to_string(service.join(SERVICE)).unwrap_or_default();
+        program_of(&text).is_some_and(|program| program.is_file())
+    }
+
+    /// Refuses units that are masked: enabling them would fail halfway.
+    fn refuse_masked(&self, properties: &[&BTreeMap<String, String>; 2]) -> Result<(), CannotInstall> {
+        let tool = match self.scope {
+            Scope::User => "systemctl --user",
+            Scope::System => "systemctl",
+        };
+        for ((unit, _), properties) in self.templates().iter().zip(properties) {
+            if properties.get("LoadState").is_some_and(|state| state == "masked")
+                || look(&self.units.join(unit))? == Found::Masked
+            {
+                return Err(CannotInstall::Masked { unit, tool });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be done so that systemd starts `program` at the first connection. Nothing is
+    /// changed yet.
+    ///
+    /// # Errors
+    /// [`CannotInstall`].
+    pub fn install(
+        &self,
+        program: impl FnOnce() -> Result<PathBuf, CannotInstall>,
+    ) -> Result<Plan, CannotInstall> {
+        self.reach()?;
+        let (service, socket) = (self.show(SERVICE)?, self.show(SOCKET)?);
+        self.refuse_masked(&[&service, &socket])?;
+        let is = |of: &BTreeMap<String, String>, key: &str, wanted: &str| {
+            of.get(key).is_some_and(|value| value == wanted)
+        };
+        let mut plan = Plan::default();
+        let is_packaged = self.is_packaged();
+        // A package's own program may lie anywhere; ours is not asked for then.
+        let program = if is_packaged { None } else { Some(program()?) };
+        for (unit, template) in self.templates() {
+            let path = self.units.join(unit);
+            match (&program, look(&path)?) {
+                (Some(program), found) => {
+                    if found == Found::Foreign {
+                        return Err(CannotInstall::NotOurs(path));
+                    }
+                    let text = fill(template, program)?;
+                    if found != Found::Ours(text.clone()) {
+                        plan.steps.push(Step::Write { path, text, mode: 0o644 });
+                    }
+                }
+                // An earlier copy would hide the package's unit.
+                (None, Found::Ours(_)) => {
+                    plan.steps.push(Step::Remove { path, and_if_empty: Vec::new() });
+                }
+                (None, _) => {}
+            }
+        }
+        if is_packaged {
+            plan.notes.push("the units of the package are used; nothing is copied".into());
+        }
+        let is_stale = is(&service, "NeedDaemonReload", "yes") || is(&socket, "NeedDaemonReload", "yes");
+        let reload = is_stale || !plan.steps.is_empty();
+        if reload {
+            plan.steps.push(self.step(&["daemon-reload"]));
+        }
+        if !(is(&socket, "UnitFileState", "enabled") && is(&socket, "ActiveState", "active")) {
+            plan.steps.push(self.step(&["enable", "--now", SOCKET]));
+        }
+        // A newer unit is for the next start; a daemon whose program has moved would come back as
+        // the old one, or not at all.
+        let runs = !is(&service, "ActiveState", "inactive") && !is(&service, "ActiveState", "failed");
+        if let Some(program) = &program {
+            let known = service.get("ExecStart").is_some_and(|command| {
+                command.is_empty() || command.contains(&format!("path={} ;", program.display()))
+            });
+            if reload && runs && !known && service.contains_key("ExecStart") {
+                plan.steps.push(self.step(&["try-restart", SERVICE]));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// What is to be done so that nothing of [`Setup::install`] is left in systemd. Nothing is
+    /// changed yet.
+    ///
+    /// # Errors
+    /// [`CannotInstall`].
+    pub fn uninstall(&self) -> Result<Plan, CannotInstall> {
+        self.reach()?;
+        let mut plan = Plan::default();
+        let mut removals = Vec::new();
+        for (unit, _) in self.templates() {
+            let path = self.units.join(unit);
+            match look(&path)? {
+                Found::Ours(_) => removals.push(Step::Remove { path, and_if_empty: self.directories(unit) }),
+                Found::Foreign => {
+                    let words = format!(
+                        "{} was not written by `authsock install`: it stays, and what it runs too",
+                        path.display()
+                    );
+                    return Ok(Plan { steps: Vec::new(), notes: vec![words] });
+                }
+                Found::Nothing | Found::Masked => {}
+            }
+        }
+        let (service, socket) = (self.show(SERVICE)?, self.show(SOCKET)?);
+        let is_active = |of: &BTreeMap<String, String>| {
+            of.get("ActiveState").is_some_and(|state| state != "inactive" && state != "failed")
+        };
+        let has_failed =
+            |of: &BTreeMap<String, String>| of.get("ActiveState").is_some_and(|state| state == "failed");
+        if is_active(&service) || is_active(&socket) {
+            plan.steps.push(self.step(&["stop", SOCKET, SERVICE]));
+        }
+        let link = self.units.join("sockets.target.wants").join(SOCKET);
+        if link.symlink_metadata().is_ok() {
+            if socket.get("LoadState").is_some_and(|state| state == "loaded") {
+                plan.steps.push(self.step(&["disable", SOCKET]));
+            }
+            // systemctl does not know a link whose unit is gone.
+            removals.push(Step::Remove { path: link, and_if_empty: self.directories(SOCKET) });
+        }
+        let changes_units = !removals.is_empty();
+        plan.steps.append(&mut removals);
+        if changes_units {
+            plan.steps.push(self.step(&["daemon-reload"]));
+        }
+        if has_failed(&service) || has_failed(&socket) || !plan.steps.is_empty() {
+            // A unit that did not fail is not known any more, which is an error to systemctl.
+            let words = self.systemctl(&["reset-failed", SOCKET, SERVICE]);
+            plan.steps.push(Step::Run { words, may_fail: true });
+        }
+        Ok(plan)
+    }
+
+    /// The directories that installing may have made, the innermost first.
+    fn directories(&self, unit: &str) -> Vec<PathBuf> {
+        let mut all = vec![self.units.join(format!("{unit}.d")), self.units.join("sockets.target.wants")];
+        if self.scope == Scope::User {
+            all.extend(self.units.ancestors().take(3).map(Path::to_path_buf));
+        }
+        all
+    }
+
+    /// Asks systemd whether the socket listens.
+    ///
+    /// # Errors
+    /// [`CannotInstall`] if it does not.
+    pub fn verify(&self) -> Result<(), CannotInstall> {
+        let words = self.systemctl(&["is-active", SOCKET]);
+        let answer = ask(&words)?;
+        if answer.is_good { Ok(()) } else { Err(answer.into_error(&words)) }
+    }
+}
+
+/// A unit of the tree with the mark, and with the path of `program`.
+fn fill(template: &str, program: &Path) -> Result<String, CannotInstall> {
+    let program = quoted(program)?;
+    let mut text = format!("# {MARK}; `authsock uninstall` removes it. Changes belong into a drop-in.\n");
+    for line in template.lines() {
+        match line.strip_prefix("ExecStart=").and_then(|words| words.strip_prefix(TEMPLATE_PROGRAM)) {
+            Some(arguments) => text.push_str(&format!("ExecStart={program}{arguments}")),
+            None => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// A path as the first word of a command line in a unit (systemd.service(5), "Command lines"). `$`
+/// stands for nothing there.
+fn quoted(program: &Path) -> Result<String, CannotInstall> {
+    let refuse = |problem: &str| CannotInstall::Program { path: program.into(), problem: problem.into() };
+    let path = program.to_str().ok_or_else(|| refuse("its path is not UTF-8"))?;
+    if path.chars().any(char::is_control) {
+        return Err(refuse("its path has control characters"));
+    }
+    let path = path.replace('%', "%%");
+    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+@,:=~%".contains(letter);
+    if path.chars().all(is_plain) {
+        return Ok(path);
+    }
+    Ok(format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\"")))
+}
+
+/// The program that a service starts, as far as it is written plainly.
+fn program_of(unit: &str) -> Option<PathBuf> {
+    let words = unit.lines().find_map(|line| line.strip_prefix("ExecStart="))?.trim();
+    let words = words.trim_start_matches(['-', '@', ':', '+', '!']);
+    let word = match words.strip_prefix('"') {
+        Some(rest) => rest.split('"').next()?,
+        None => words.split_whitespace().next()?,
+    };
+    let path = PathBuf::from(word.replace("%%", "%"));
+    path.is_absolute().then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_template_is_filled_with_the_program_and_nothing_else_changes() {
+        let program = Path::new("/home/ü/50% of/\"authsock\"");
+        for (unit, template) in USER_UNITS.iter().chain(&SYSTEM_UNITS) {
+            let text = fill(template, program).unwrap();
+            assert!(text.lines().next().unwrap().contains(MARK), "{unit}");
+            assert_eq!(text.contains("ExecStart="), *unit == SERVICE, "{unit}");
+            assert!(!text.contains(TEMPLATE_PROGRAM), "{unit}: the path of a package is left");
+            let (others, lines) = (template.lines().count(), text.lines().count());
+            assert_eq!(lines, others + 1, "{unit}");
+            let kept = |text: &str| {
+                let lines =
+                    text.lines().filter(|line| !line.starts_with("ExecStart=") && !line.contains(MARK));
+                lines.map(str::to_owned).collect::<Vec<_>>()
+            };
+            assert_eq!(kept(&text), kept(template), "{unit}");
+        }
+        let text = fill(USER_UNITS[0].1, program).unwrap();
+        assert!(text.contains("\nExecStart=\"/home/ü/50%% of/\\\"authsock\\\"\" serve\n"), "{text}");
+        let plain = fill(USER_UNITS[0].1, Path::new("/home/me/.cargo/bin/authsock")).unwrap();
+        assert!(plain.contains("\nExecStart=/home/me/.cargo/bin/authsock serve\n"), "{plain}");
+    }
+
+    #[test]
+    fn a_path_that_no_unit_can_hold_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        assert!(quoted(Path::new("/a\nb")).is_err());
+        assert!(quoted(Path::new(std::ffi::OsStr::from_bytes(b"/a\xff"))).is_err());
+    }
+
+    #[test]
+    fn the_program_of_a_unit_is_read_as_it_was_written() {
+        for path in ["/usr/bin/authsock", "/a b/authsock", "/50%/authsock"] {
+            let text = fill(USER_UNITS[0].1, Path::new(path)).unwrap();
+            assert_eq!(program_of(&text), Some(path.into()));
+        }
+        assert_eq!(program_of("[Service]\nExecStart=-/bin/x y\n"), Some("/bin/x".into()));
+        assert_eq!(program_of("[Service]\n"), None);
+        assert_eq!(program_of("ExecStart=relative\n"), None);
+    }
+
+    #[test]
+    fn a_package_counts_only_with_both_units_and_an_existing_program() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut setup = Setup::of_user(temp.path());
+        setup.packaged = vec![temp.path().join("none"), temp.path().to_path_buf()];
+        let dir =
+            crate::kernel::dir::Dir::open_or_create(temp.path(), crate::kernel::dir::own_uid()).unwrap();
+        assert!(!setup.is_packaged());
+        dir.replace(SERVICE, format!("ExecStart={}\n", temp.path().join("program").display()).as_bytes())
+            .unwrap();
+        dir.replace(SOCKET, b"").unwrap();
+        assert!(!setup.is_packaged(), "there is no such program");
+        dir.replace("program", b"").unwrap();
+        assert!(setup.is_packaged());
+        dir.remove(SOCKET).unwrap();
+        assert!(!setup.is_packaged(), "half of a package");
+    }
+}
