@@ -10,7 +10,7 @@ use crate::session::Binding;
 pub(super) const AFTER_HELP: &str = "\
 Exit codes:
   0    done
-  1    the daemon answered with an error; doctor: it found a problem
+  1    the daemon answered with an error, install could not be carried out, or doctor found a problem
   2    the command line makes no sense
   3    no daemon: it cannot be reached, cannot be started, or cannot serve
   4    refused: by the daemon, or by this program because of what listens there
@@ -167,29 +167,6 @@ pub(super) struct Serve {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Install {
-    /// For this user alone (the default); --system is for all
-    #[arg(long, conflicts_with = "system")]
-    pub(super) user: bool,
-    /// Only say what would be done
-    #[arg(long)]
-    pub(super) dry_run: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Uninstall {
-    /// What is for this user alone (the default); --system is for all
-    #[arg(long, conflicts_with = "system")]
-    pub(super) user: bool,
-    /// Only say what would be done
-    #[arg(long)]
-    pub(super) dry_run: bool,
-    /// Remove the configuration too
-    #[arg(long)]
-    pub(super) purge: bool,
-}
-
-#[derive(Debug, clap::Args)]
 pub(super) struct Run {
     /// The session's name [default: CMD's file name]
     #[arg(long, value_name = "N")]
@@ -267,6 +244,32 @@ pub(super) enum Token {
         #[arg(long)]
         now: bool,
     },
+}
+
+/// For whom something is installed.
+#[derive(Debug, clap::Args)]
+pub(super) struct Whom {
+    /// For this user (the default); --system is for the whole machine, and needs root
+    #[arg(long, conflicts_with = "system")]
+    pub(super) user: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Install {
+    #[command(flatten)]
+    pub(super) whom: Whom,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Uninstall {
+    #[command(flatten)]
+    pub(super) whom: Whom,
+    /// Remove the configuration too
+    #[arg(long)]
+    pub(super) purge: bool,
 }
 
 /// Seconds, or a number with a unit.

@@ -1,163 +1,210 @@
-//! `authsock install` and `authsock uninstall`: what is to be done, done or only said, and whether a daemon answers then.
+//! `authsock install` and `authsock uninstall`: carries a plan out or describes it, and says how it went and how it is undone.
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::args::{Common, Install, Uninstall};
-use super::output::Output;
-use super::{Failure, client_options, exit, logging, own_program, runtime};
+use super::output::{Output, text};
+use super::{Failure, client_options, exit, logging, own_program, run, runtime};
+use crate::client::Client;
 use crate::client::connect::places;
-use crate::client::{Client, Options};
-use crate::credential::discover::{is_named, trusted_env};
-use crate::install::systemd::Systemd;
-use crate::install::{NotInstalled, Step, Whose, carry_out};
-use crate::kernel::dir::{Dir, examine_program, own_uid};
-use crate::kernel::socket::CheckedSocket;
-use crate::place::{LOCK_FILE, Places, SocketPath, var};
+use crate::install::{
+    CannotInstall, Outcome, Plan, Scope, examine_program, launchd, leftovers, system_leftovers, systemd,
+};
+use crate::kernel::dir::own_uid;
+use crate::place::{process_env, var};
 
-impl From<NotInstalled> for Failure {
-    fn from(error: NotInstalled) -> Failure {
+impl From<CannotInstall> for Failure {
+    fn from(error: CannotInstall) -> Failure {
         Failure::new(exit::FAILED, error)
     }
 }
 
+/// The init system of this platform.
+enum Init {
+    Systemd(systemd::Setup),
+    Launchd(launchd::Setup),
+}
+
+impl Init {
+    fn of(scope: Scope) -> Result<Init, CannotInstall> {
+        let places = places(scope == Scope::System);
+        if cfg!(target_os = "macos") {
+            let home = process_env(var::HOME);
+            let home = home.as_deref().map(Path::new);
+            let setup = launchd::Setup::of(scope, own_uid(), home, &places, &launchd::ask_launchd)?;
+            return Ok(Init::Launchd(setup));
+        }
+        if scope == Scope::System {
+            return Ok(Init::Systemd(systemd::Setup::of_system()));
+        }
+        let config_home = places.config().and_then(Path::parent).and_then(Path::parent);
+        Ok(Init::Systemd(systemd::Setup::of_user(config_home.ok_or(CannotInstall::NoHome)?)))
+    }
+
+    fn install(&self) -> Result<Plan, CannotInstall> {
+        let program = || {
+            let own = own_program().ok_or_else(|| CannotInstall::Program {
+                path: "authsock".into(),
+                problem: "the system does not tell where it lies".into(),
+            })?;
+            examine_program(&own)
+        };
+        match self {
+            Init::Systemd(setup) => setup.install(program),
+            Init::Launchd(setup) => setup.install(&program()?, &launchd::ask_launchd),
+        }
+    }
+
+    fn uninstall(&self) -> Result<Plan, CannotInstall> {
+        match self {
+            Init::Systemd(setup) => setup.uninstall(),
+            Init::Launchd(setup) => setup.uninstall(&launchd::ask_launchd),
+        }
+    }
+
+    fn verify(&self) -> Result<(), CannotInstall> {
+        match self {
+            Init::Systemd(setup) => setup.verify(),
+            Init::Launchd(setup) => setup.verify(),
+        }
+    }
+}
+
+fn scope_of(common: &Common) -> Result<Scope, CannotInstall> {
+    match (common.system, own_uid()) {
+        (true, 0) => Ok(Scope::System),
+        (true, _) => Err(CannotInstall::NeedsRoot),
+        (false, _) => Ok(Scope::User),
+    }
+}
+
+/// What is told of a run, line by line.
+struct Report<'a> {
+    output: &'a Output,
+    dry_run: bool,
+    steps: Vec<(&'static str, String)>,
+    remarks: Vec<(&'static str, String)>,
+}
+
+impl Report<'_> {
+    /// Carries a plan out, or describes it. What was done is told also when a step fails.
+    fn take(&mut self, plan: Plan) -> Result<(), Failure> {
+        self.remarks.extend(plan.notes.into_iter().map(|note| ("note", note)));
+        for step in &plan.steps {
+            if self.dry_run {
+                self.steps.push(("would", step.to_string()));
+                continue;
+            }
+            match step.carry_out() {
+                Ok(Outcome::Done) => self.steps.push(("done", step.to_string())),
+                Ok(Outcome::Nothing) => {}
+                Ok(Outcome::Kept(reason)) => self.remarks.push(("kept", reason)),
+                Err(error) => {
+                    self.print()?;
+                    return Err(Failure::new(exit::FAILED, format!("cannot {step}: {error}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn print(&self) -> Result<(), Failure> {
+        if self.output.is_json() {
+            let list = |lines: &[(&str, String)]| -> Vec<Value> {
+                lines.iter().map(|(kind, words)| json!({ "kind": kind, "text": words })).collect()
+            };
+            let changed = !self.dry_run && !self.steps.is_empty();
+            let (steps, remarks) = (list(&self.steps), list(&self.remarks));
+            return Ok(self.output.value(
+                &json!({ "dry_run": self.dry_run, "changed": changed, "steps": steps, "remarks": remarks }),
+            )?);
+        }
+        let all: Vec<(&str, String)> = self.steps.iter().chain(&self.remarks).cloned().collect();
+        Ok(self.output.fields(&all)?)
+    }
+}
+
+/// Installs.
 pub(super) fn install(common: &Common, args: &Install, output: &Output) -> Result<(), Failure> {
     logging::for_a_client();
-    let whose = whose(common, "install")?;
-    let program =
-        own_program().ok_or_else(|| Failure::new(exit::FAILED, "this program's file is not known"))?;
-    examine_program(&program, own_uid())
-        .map_err(|unusable| NotInstalled::Program { problem: unusable.to_string() })?;
-    let steps = systemd(whose)?.plan_install(&program)?;
-    let done = carry_out_or_say(&steps, args.dry_run, output)?;
-    // Outside of a session only: inside, the daemon that answers is the session's.
-    let answers = if args.dry_run || is_named(&trusted_env) { None } else { Some(ask(common)?) };
-    if output.is_json() {
-        return Ok(output.value(&json!({ "changed": !done.is_empty(), "steps": done, "daemon": answers }))?);
+    let scope = scope_of(common)?;
+    let init = Init::of(scope)?;
+    let mut report = Report { output, dry_run: args.whom.dry_run, steps: Vec::new(), remarks: Vec::new() };
+    report.take(init.install()?)?;
+    if report.steps.is_empty() {
+        report.remarks.insert(0, ("nothing to do", "it is installed".into()));
     }
-    let mut words = Vec::new();
-    if steps.is_empty() {
-        words.push("installed already; nothing to do".to_owned());
+    if args.whom.dry_run {
+        return report.print();
     }
-    if is_in_build_directory(&program) {
-        words.push(format!(
-            "note: {} lies in a build directory; what is installed ends with it (`cargo install --path .` makes a lasting one)",
-            program.display()
-        ));
-    }
-    if let Some(answers) = &answers {
-        words.push(format!(
-            "authsock {} answers on {} (process {})",
-            answers["version"].as_str().unwrap_or("-"),
-            answers["socket"].as_str().unwrap_or("-"),
-            answers["pid"]
-        ));
-    }
-    words.push(match whose {
-        Whose::User => "`authsock uninstall` undoes this. The token lasts until your last logout, or beyond it with `loginctl enable-linger`".to_owned(),
-        Whose::System => "`authsock uninstall --system` undoes this. /etc/authsock/config.toml says who may use it (policy.users, policy.groups); without one only root may".to_owned(),
-    });
-    Ok(output.lines(&words)?)
-}
-
-pub(super) fn uninstall(common: &Common, args: &Uninstall, output: &Output) -> Result<(), Failure> {
-    logging::for_a_client();
-    let whose = whose(common, "uninstall")?;
-    let places = places(whose == Whose::System);
-    let systemd = systemd(whose)?;
-    // What a client started is no unit's, and would go on with nothing to stand on.
-    let retired = if whose == Whose::User { retire(&places, args.dry_run)? } else { None };
-    if let Some(words) = retired.filter(|_| !output.is_json()) {
-        output.lines(&[words])?;
-    }
-    let steps = systemd.plan_uninstall(&places, args.purge)?;
-    let done = carry_out_or_say(&steps, args.dry_run, output)?;
-    if output.is_json() {
-        return Ok(output.value(&json!({ "changed": !done.is_empty(), "steps": done }))?);
-    }
-    let mut words = Vec::new();
-    if steps.is_empty() {
-        words.push("nothing is installed; nothing to do".to_owned());
-    }
-    if let Some(config) = places.config().filter(|config| config.exists() && !args.purge) {
-        words.push(format!("{} is kept (--purge removes it)", config.display()));
-    }
-    Ok(output.lines(&words)?)
-}
-
-fn whose(common: &Common, verb: &'static str) -> Result<Whose, Failure> {
-    if !common.system {
-        return Ok(Whose::User);
-    }
-    if own_uid() != 0 {
-        return Err(NotInstalled::NeedsRoot(verb).into());
-    }
-    Ok(Whose::System)
-}
-
-fn systemd(whose: Whose) -> Result<Systemd, Failure> {
-    let config =
-        trusted_env(var::XDG_CONFIG_HOME).map(std::path::PathBuf::from).filter(|dir| dir.is_absolute());
-    let home = trusted_env(var::HOME).map(std::path::PathBuf::from).filter(|dir| dir.is_absolute());
-    let config = config.or_else(|| Some(home?.join(".config")));
-    let config = config.ok_or_else(|| Failure::new(exit::FAILED, "HOME is not set: units have no place"))?;
-    Ok(Systemd::new(whose, &config))
-}
-
-fn carry_out_or_say(steps: &[Step], dry_run: bool, output: &Output) -> Result<Vec<String>, Failure> {
-    let mut done = Vec::new();
-    let mut told = Ok(());
-    let mut tell = |step: &Step| {
-        done.push(step.to_string());
-        if !output.is_json() && told.is_ok() {
-            told = output.lines(&[if dry_run { format!("would {step}") } else { step.to_string() }]);
-        }
+    let answer = match scope {
+        Scope::System => init.verify().map_err(Failure::from).and_then(|()| whoami(common, scope)),
+        Scope::User => whoami(common, scope),
     };
-    if dry_run {
-        steps.iter().for_each(&mut tell);
-    } else {
-        carry_out(steps, &mut tell)?;
+    match answer {
+        Ok(words) => report.remarks.push(("verified", words)),
+        Err(failure) => {
+            report.print()?;
+            let words = format!("it is installed, but the daemon does not serve: {}", failure.message);
+            return Err(Failure { message: words, ..failure });
+        }
     }
-    told?;
-    Ok(done)
+    let system = if scope == Scope::System { " --system" } else { "" };
+    report.remarks.push(("undo", format!("authsock uninstall{system}")));
+    if scope == Scope::User && cfg!(target_os = "linux") && !report.steps.is_empty() {
+        let words = "it serves while you are logged in; `loginctl enable-linger` has it serve from boot on";
+        report.remarks.push(("hint", words.into()));
+    }
+    report.print()
 }
 
-/// Has the new socket's daemon answer; one that a client had started gives way to it then.
-fn ask(common: &Common) -> Result<Value, Failure> {
+/// Asks by the init system's socket: so the daemon starts, and one that a client had started hands
+/// over to it.
+fn whoami(common: &Common, scope: Scope) -> Result<String, Failure> {
+    let mut options = client_options(common);
+    if scope == Scope::User {
+        options.socket = Some(places(false).init_socket());
+    }
     runtime()?.block_on(async {
-        let mut client = Client::connect(&client_options(common)).await?;
-        let answer = client.call("status", None).await?;
-        Ok(json!({
-            "version": answer["version"],
-            "pid": answer["pid"],
-            "socket": client.socket(),
-        }))
+        let mut client = Client::connect(&options).await?;
+        let answer = client.call("whoami", None).await?;
+        let (session, daemon) = (&answer["session"], &answer["daemon"]);
+        Ok(format!(
+            "authsock {}, process {}, answers session {}",
+            text(&daemon["version"]),
+            text(&daemon["pid"]),
+            text(&session["name"])
+        ))
     })
 }
 
-/// Asks a daemon that a client started to end, and waits until it has. Says what was done.
-fn retire(places: &Places, dry_run: bool) -> Result<Option<String>, Failure> {
-    let socket = places.ondemand_socket();
-    let is_listening = SocketPath::new(&socket)
-        .is_ok_and(|path| CheckedSocket::look(&path, own_uid()).is_ok_and(|found| found.connect().is_ok()));
-    if !is_listening {
-        return Ok(None);
+/// Undoes that.
+pub(super) fn uninstall(common: &Common, args: &Uninstall, output: &Output) -> Result<(), Failure> {
+    logging::for_a_client();
+    let scope = scope_of(common)?;
+    let init = Init::of(scope)?;
+    let dry_run = args.whom.dry_run;
+    let mut report = Report { output, dry_run, steps: Vec::new(), remarks: Vec::new() };
+    let plan = init.uninstall()?;
+    let is_foreign = plan.steps.is_empty() && !plan.notes.is_empty();
+    report.take(plan)?;
+    // What somebody else installed still uses what a daemon leaves.
+    if !is_foreign {
+        let left = match scope {
+            Scope::User => {
+                if !dry_run {
+                    run::sweep(&places(false).runs());
+                }
+                leftovers(&places(false), args.purge)
+            }
+            Scope::System => system_leftovers(args.purge),
+        };
+        report.take(left)?;
     }
-    if dry_run {
-        return Ok(Some("would ask the daemon that a client started to end".to_owned()));
+    if report.steps.is_empty() {
+        report.remarks.insert(0, ("nothing to do", "it is not installed".into()));
     }
-    let options =
-        Options { socket: Some(socket), token_file: Some(places.owner_token()), ..Options::default() };
-    runtime()?.block_on(async {
-        let mut client = Client::connect(&options).await?;
-        client.call("daemon.retire", None).await?;
-        Ok::<(), Failure>(())
-    })?;
-    // It holds its lock to its end.
-    let state = Dir::open(places.state(), own_uid()).map_err(|error| Failure::new(exit::FAILED, error))?;
-    drop(state.lock(LOCK_FILE).map_err(|error| Failure::new(exit::FAILED, error))?);
-    Ok(Some("asked the daemon that a client started to end".to_owned()))
-}
-
-fn is_in_build_directory(program: &std::path::Path) -> bool {
-    program.parent().and_then(|dir| dir.parent()).is_some_and(|dir| dir.ends_with("target"))
+    report.print()
 }

@@ -32,7 +32,7 @@ pub use args::Args as CommandLine;
 pub mod exit {
     /// Done.
     pub const OK: u8 = 0;
-    /// The daemon answered with an error, or `doctor` found a problem.
+    /// The daemon answered with an error, `install` could not be carried out, or `doctor` found a problem.
     pub const FAILED: u8 = 1;
     /// The command line makes no sense.
     pub const USAGE: u8 = 2;

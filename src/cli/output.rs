@@ -46,12 +46,6 @@ impl Output {
         self.print(&format!("{line}\n"))
     }
 
-    /// Sentences, one to a line.
-    pub(super) fn lines(&self, lines: &[String]) -> io::Result<()> {
-        let text: String = lines.iter().map(|line| format!("{}\n", printable(line))).collect();
-        self.print(&text)
-    }
-
     /// Text that is for another program, as it stands.
     pub(super) fn raw(&self, text: &str) -> io::Result<()> {
         self.print(text)

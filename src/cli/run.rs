@@ -169,7 +169,7 @@ impl Drop for TokenHome {
 
 /// Removes directories whose `run` was killed: nobody holds their lock. One that is being made has its
 /// name with a dot, and not its lock for a moment.
-fn sweep(runs: &Path) {
+pub(super) fn sweep(runs: &Path) {
     const MADE_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
     let Ok(entries) = std::fs::read_dir(runs) else { return };
     for entry in entries.flatten() {

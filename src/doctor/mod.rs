@@ -38,6 +38,9 @@ pub async fn examine(options: &Options, places: &Places, pid: Option<Pid>) -> Re
         process::examine(&mut area, pid, &config, places, socket.path(), sessions.as_deref());
     }
     if places.is_system() {
+        if pid.is_none() {
+            process::examine_own_user(&mut report.area(Area::Process), &config);
+        }
         report.is_of_the_machine_s_units();
     }
     report.in_order()

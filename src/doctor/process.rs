@@ -95,6 +95,14 @@ fn user(area: &mut InArea<'_>, subject: &str, credentials: &Credentials, config:
     }
 }
 
+/// Whether the user who asks is let in by the daemon of the whole machine. One who is not has no
+/// token by which the daemon itself could be asked.
+pub(super) fn examine_own_user(area: &mut InArea<'_>, config: &Config) {
+    if let Some(credentials) = survey::credentials(Pid::own()) {
+        user_of_the_machine(area, &format!("process {}", Pid::own()), &credentials, config);
+    }
+}
+
 /// The same for the daemon of the whole machine, which goes by its policy.
 fn user_of_the_machine(area: &mut InArea<'_>, subject: &str, credentials: &Credentials, config: &Config) {
     let uid = credentials.uid;

@@ -1,272 +1,287 @@
-//! Installing for systemd: which units go where, what systemd is told, and what is taken away again.
+//! Installing into systemd: the units with this program's path in them, and what systemctl is asked and told.
 
-use std::os::unix::fs::FileTypeExt;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{NotInstalled, Step, Whose, command, run};
-use crate::place::{Places, TOKEN_FILE};
+use super::{Answer, CannotInstall, Found, MARK, Plan, Scope, Step, ask, look};
 
 /// The socket unit.
-pub const SOCKET_UNIT: &str = "authsock.socket";
+pub const SOCKET: &str = "authsock.socket";
 /// The service unit.
-pub const SERVICE_UNIT: &str = "authsock.service";
-/// The first line of every file that `install` writes; `uninstall` removes no other.
-const MARK: &str = "# Written by `authsock install`; `authsock uninstall` removes it.";
-/// What the units in the tree start.
-const PACKAGED_PROGRAM: &str = "/usr/bin/authsock";
+pub const SERVICE: &str = "authsock.service";
 
-/// The units as they are shipped.
+/// The program as the units in the tree name it.
+const TEMPLATE_PROGRAM: &str = "/usr/bin/authsock";
+/// The units of each scope, in the order in which they are written: a socket without its service
+/// could not be started.
 const USER_UNITS: [(&str, &str); 2] = [
-    (SOCKET_UNIT, include_str!("../../systemd/user/authsock.socket")),
-    (SERVICE_UNIT, include_str!("../../systemd/user/authsock.service")),
+    (SERVICE, include_str!("../../systemd/user/authsock.service")),
+    (SOCKET, include_str!("../../systemd/user/authsock.socket")),
 ];
 const SYSTEM_UNITS: [(&str, &str); 2] = [
-    (SOCKET_UNIT, include_str!("../../systemd/system/authsock.socket")),
-    (SERVICE_UNIT, include_str!("../../systemd/system/authsock.service")),
+    (SERVICE, include_str!("../../systemd/system/authsock.service")),
+    (SOCKET, include_str!("../../systemd/system/authsock.socket")),
 ];
 
-/// Where packages put units, in the order in which systemd looks (systemd.unit(5)).
-const USER_PACKAGED: [&str; 3] =
-    ["/etc/systemd/user", "/usr/local/lib/systemd/user", "/usr/lib/systemd/user"];
-const SYSTEM_PACKAGED: [&str; 3] =
-    ["/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
-
-/// A systemd to install for.
+/// Where units lie, and what they start.
 #[derive(Debug)]
-pub struct Systemd {
-    whose: Whose,
-    /// Where units that an administrator or a user adds belong.
+pub struct Setup {
+    scope: Scope,
+    /// Where `install` puts units.
     units: PathBuf,
+    /// Where packages put theirs.
     packaged: Vec<PathBuf>,
 }
 
-/// What systemd says of a unit.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct State {
-    load: String,
-    active: String,
-    file: String,
-}
-
-impl Systemd {
-    /// The user's own manager, or the machine's. `config_home` is where the user's configuration
-    /// lies (`~/.config`).
-    pub fn new(whose: Whose, config_home: &Path) -> Systemd {
-        match whose {
-            Whose::User => Systemd {
-                whose,
-                units: config_home.join("systemd/user"),
-                packaged: USER_PACKAGED.map(PathBuf::from).into(),
-            },
-            Whose::System => Systemd {
-                whose,
-                units: "/etc/systemd/system".into(),
-                packaged: SYSTEM_PACKAGED.map(PathBuf::from).into(),
-            },
+impl Setup {
+    /// A user's units, below that user's configuration directory (`~/.config`).
+    pub fn of_user(config_home: &Path) -> Setup {
+        let packaged = ["/etc/systemd/user", "/usr/local/lib/systemd/user", "/usr/lib/systemd/user"];
+        Setup {
+            scope: Scope::User,
+            units: config_home.join("systemd/user"),
+            packaged: packaged.map(PathBuf::from).into(),
         }
     }
 
-    fn systemctl<const N: usize>(&self, words: [&str; N]) -> Vec<std::ffi::OsString> {
-        let mut all = match self.whose {
-            Whose::User => command(["systemctl", "--user"]),
-            Whose::System => command(["systemctl"]),
+    /// The machine's units.
+    pub fn of_system() -> Setup {
+        let packaged = ["/usr/local/lib/systemd/system", "/usr/lib/systemd/system"];
+        Setup {
+            scope: Scope::System,
+            units: "/etc/systemd/system".into(),
+            packaged: packaged.map(PathBuf::from).into(),
+        }
+    }
+
+    fn templates(&self) -> &'static [(&'static str, &'static str); 2] {
+        match self.scope {
+            Scope::User => &USER_UNITS,
+            Scope::System => &SYSTEM_UNITS,
+        }
+    }
+
+    /// A call of systemctl.
+    fn systemctl(&self, words: &[&str]) -> Vec<String> {
+        let mut all = vec!["systemctl"];
+        if self.scope == Scope::User {
+            all.push("--user");
+        }
+        all.push("--no-pager");
+        all.extend(words);
+        all.into_iter().map(str::to_owned).collect()
+    }
+
+    fn step(&self, words: &[&str]) -> Step {
+        Step::Run { words: self.systemctl(words), may_fail: false }
+    }
+
+    /// Asks for properties of a unit.
+    fn show(&self, unit: &str) -> Result<BTreeMap<String, String>, CannotInstall> {
+        let words = self.systemctl(&[
+            "show",
+            "--property=LoadState,ActiveState,NeedDaemonReload,ExecStart,UnitFileState",
+            unit,
+        ]);
+        let answer = ask(&words)?;
+        if !answer.is_good {
+            return Err(self.no_manager(answer));
+        }
+        let pairs = answer.stdout.lines().filter_map(|line| line.split_once('='));
+        Ok(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+    }
+
+    fn no_manager(&self, answer: Answer) -> CannotInstall {
+        let said = match answer.stderr.trim() {
+            "" => answer.status,
+            said => said.to_owned(),
         };
-        all.extend(command(words));
-        all
-    }
-
-    fn flag(&self) -> &'static str {
-        if self.whose == Whose::User { "--user " } else { "" }
-    }
-
-    /// # Errors
-    /// [`NotInstalled::NoManager`] if nobody answers.
-    fn ask_manager(&self) -> Result<(), NotInstalled> {
-        run(&self.systemctl(["show", "--property=Version", "--value"])).map(drop).map_err(|error| {
-            let advice = match self.whose {
-                Whose::User => {
-                    "there is no systemd that manages this user's services: log in properly (not by su or sudo), or have root run `loginctl enable-linger USER`. Without one nothing needs to be installed: any client starts a daemon on demand"
-                }
-                Whose::System => "this machine was not started by systemd",
-            };
-            NotInstalled::NoManager(format!("{advice} ({error})"))
-        })
-    }
-
-    fn state(&self, unit: &'static str) -> Result<State, NotInstalled> {
-        let printed = run(&self.systemctl(["show", unit, "--property=LoadState,ActiveState,UnitFileState"]))?;
-        let mut state = State::default();
-        for line in printed.lines() {
-            match line.split_once('=') {
-                Some(("LoadState", word)) => word.clone_into(&mut state.load),
-                Some(("ActiveState", word)) => word.clone_into(&mut state.active),
-                Some(("UnitFileState", word)) => word.clone_into(&mut state.file),
-                _ => {}
-            }
+        match self.scope {
+            Scope::User => CannotInstall::NoUserManager(said),
+            Scope::System => CannotInstall::NoSystemManager(said),
         }
-        Ok(state)
     }
 
-    /// Where a package put both units, if their program is there.
-    fn packaged(&self) -> Option<&Path> {
-        let is_whole = |dir: &&PathBuf| {
-            let service = std::fs::read_to_string(dir.join(SERVICE_UNIT)).unwrap_or_default();
-            let program = service.lines().find_map(|line| line.strip_prefix("ExecStart="));
-            let program = program.and_then(|line| line.split_whitespace().next());
-            dir.join(SOCKET_UNIT).is_file()
-                && program.is_some_and(|program| Path::new(program).is_file())
-                && !service.starts_with(MARK)
+    /// Asks the manager for its version: whether it is there at all.
+    fn reach(&self) -> Result<(), CannotInstall> {
+        let answer = ask(&self.systemctl(&["show", "--property=Version"]))?;
+        // Without a manager some versions say so with status 0.
+        if answer.is_good && answer.stdout.starts_with("Version=") {
+            return Ok(());
+        }
+        Err(self.no_manager(answer))
+    }
+
+    /// Whether a package brought units whose program exists.
+    fn is_packaged(&self) -> bool {
+        let has = |dir: &PathBuf, unit: &str| dir.join(unit).is_file();
+        let service = self.packaged.iter().find(|dir| has(dir, SERVICE));
+        let Some(service) = service.filter(|_| self.packaged.iter().any(|dir| has(dir, SOCKET))) else {
+            return false;
         };
-        self.packaged.iter().find(is_whole).map(PathBuf::as_path)
+        let text = std::fs::read_to_string(service.join(SERVICE)).unwrap_or_default();
+        program_of(&text).is_some_and(|program| program.is_file())
     }
 
-    /// What has to be done so that `program` is installed, given what is there.
-    ///
-    /// # Errors
-    /// [`NotInstalled`]; nothing has been changed.
-    pub fn plan_install(&self, program: &Path) -> Result<Vec<Step>, NotInstalled> {
-        self.ask_manager()?;
-        let mut steps = Vec::new();
-        let mut changed = Vec::new();
-        if self.packaged().is_none() {
-            let units = if self.whose == Whose::User { USER_UNITS } else { SYSTEM_UNITS };
-            for (name, text) in units {
-                let path = self.units.join(name);
-                let text = fill(text, program)?;
-                // A link to /dev/null is how a unit is masked.
-                if path.is_symlink() {
-                    self.refuse_masked()?;
-                    return Err(NotInstalled::NotOurs(path));
-                }
-                match std::fs::read_to_string(&path) {
-                    Ok(there) if there == text => continue,
-                    Ok(there) if !there.starts_with(MARK) => return Err(NotInstalled::NotOurs(path)),
-                    Ok(_) => changed.push(name),
-                    Err(_) => {}
-                }
-                steps.push(Step::Write { path, text });
-            }
-        }
-        self.refuse_masked()?;
-        if !steps.is_empty() {
-            steps.push(Step::Run(self.systemctl(["daemon-reload"])));
-        }
-        let (socket, service) = (self.state(SOCKET_UNIT)?, self.state(SERVICE_UNIT)?);
-        if socket.file != "enabled" {
-            steps.push(Step::Run(self.systemctl(["enable", SOCKET_UNIT])));
-        }
-        match socket.active.as_str() {
-            "active" if changed.contains(&SOCKET_UNIT) => {
-                steps.push(Step::Run(self.systemctl(["restart", SOCKET_UNIT])));
-            }
-            "active" => {}
-            _ => {
-                // One that was given up for good starts again only after it was forgiven.
-                if socket.active == "failed" || service.active == "failed" {
-                    steps.push(Step::Try(self.systemctl(["reset-failed", SOCKET_UNIT, SERVICE_UNIT])));
-                }
-                steps.push(Step::Run(self.systemctl(["start", SOCKET_UNIT])));
-            }
-        }
-        if changed.contains(&SERVICE_UNIT) && service.active == "active" {
-            steps.push(Step::Run(self.systemctl(["try-restart", SERVICE_UNIT])));
-        }
-        Ok(steps)
-    }
-
-    fn refuse_masked(&self) -> Result<(), NotInstalled> {
-        for unit in [SOCKET_UNIT, SERVICE_UNIT] {
-            if self.state(unit)?.load == "masked" {
-                return Err(NotInstalled::Masked { unit, flag: self.flag() });
+    /// Refuses units that are masked: enabling them would fail halfway.
+    fn refuse_masked(&self, properties: &[&BTreeMap<String, String>; 2]) -> Result<(), CannotInstall> {
+        let tool = match self.scope {
+            Scope::User => "systemctl --user",
+            Scope::System => "systemctl",
+        };
+        for ((unit, _), properties) in self.templates().iter().zip(properties) {
+            if properties.get("LoadState").is_some_and(|state| state == "masked")
+                || look(&self.units.join(unit))? == Found::Masked
+            {
+                return Err(CannotInstall::Masked { unit, tool });
             }
         }
         Ok(())
     }
 
-    /// What has to be done so that nothing is left, given what is there. Units of a package are only
-    /// disabled.
+    /// What is to be done so that systemd starts `program` at the first connection. Nothing is
+    /// changed yet.
     ///
     /// # Errors
-    /// [`NotInstalled`]; nothing has been changed.
-    pub fn plan_uninstall(&self, places: &Places, purge: bool) -> Result<Vec<Step>, NotInstalled> {
-        let mut steps = Vec::new();
-        let ours: Vec<PathBuf> = [SOCKET_UNIT, SERVICE_UNIT]
-            .map(|name| self.units.join(name))
-            .into_iter()
-            .filter(|path| std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(MARK)))
-            .collect();
-        if !ours.is_empty() || self.packaged().is_some() {
-            self.ask_manager()?;
-            let (socket, service) = (self.state(SOCKET_UNIT)?, self.state(SERVICE_UNIT)?);
-            let lives = |state: &State| !["inactive", "failed", ""].contains(&state.active.as_str());
-            if lives(&socket) || lives(&service) {
-                steps.push(Step::Run(self.systemctl(["stop", SOCKET_UNIT, SERVICE_UNIT])));
-            }
-            if socket.file.starts_with("enabled") {
-                steps.push(Step::Run(self.systemctl(["disable", SOCKET_UNIT])));
-            }
-            let is_any = !ours.is_empty();
-            steps.extend(ours.into_iter().map(Step::Remove));
-            if is_any {
-                // What `enable` and an administrator's drop-ins had their directories for.
-                for name in ["authsock.service.d", "authsock.socket.d", "sockets.target.wants"] {
-                    steps.push(Step::RemoveIfEmpty(self.units.join(name)));
+    /// [`CannotInstall`].
+    pub fn install(
+        &self,
+        program: impl FnOnce() -> Result<PathBuf, CannotInstall>,
+    ) -> Result<Plan, CannotInstall> {
+        self.reach()?;
+        let (service, socket) = (self.show(SERVICE)?, self.show(SOCKET)?);
+        self.refuse_masked(&[&service, &socket])?;
+        let is = |of: &BTreeMap<String, String>, key: &str, wanted: &str| {
+            of.get(key).is_some_and(|value| value == wanted)
+        };
+        let mut plan = Plan::default();
+        let is_packaged = self.is_packaged();
+        // A package's own program may lie anywhere; ours is not asked for then.
+        let program = if is_packaged { None } else { Some(program()?) };
+        for (unit, template) in self.templates() {
+            let path = self.units.join(unit);
+            match (&program, look(&path)?) {
+                (Some(program), found) => {
+                    if found == Found::Foreign {
+                        return Err(CannotInstall::NotOurs(path));
+                    }
+                    let text = fill(template, program)?;
+                    if found != Found::Ours(text.clone()) {
+                        plan.steps.push(Step::Write { path, text, mode: 0o644 });
+                    }
                 }
-                if self.whose == Whose::User {
-                    steps.extend(empty_up(&self.units, 2));
+                // An earlier copy would hide the package's unit.
+                (None, Found::Ours(_)) => {
+                    plan.steps.push(Step::Remove { path, and_if_empty: Vec::new() });
                 }
-                steps.push(Step::Run(self.systemctl(["daemon-reload"])));
-            }
-            if [&socket, &service].iter().any(|state| state.active == "failed") {
-                steps.push(Step::Try(self.systemctl(["reset-failed", SOCKET_UNIT, SERVICE_UNIT])));
+                (None, _) => {}
             }
         }
-        steps.extend(plan_removal(places, purge));
-        Ok(steps)
+        if is_packaged {
+            plan.notes.push("the units of the package are used; nothing is copied".into());
+        }
+        let is_stale = is(&service, "NeedDaemonReload", "yes") || is(&socket, "NeedDaemonReload", "yes");
+        let reload = is_stale || !plan.steps.is_empty();
+        if reload {
+            plan.steps.push(self.step(&["daemon-reload"]));
+        }
+        if !(is(&socket, "UnitFileState", "enabled") && is(&socket, "ActiveState", "active")) {
+            plan.steps.push(self.step(&["enable", "--now", SOCKET]));
+        }
+        // A newer unit is for the next start; a daemon whose program has moved would come back as
+        // the old one, or not at all.
+        let runs = !is(&service, "ActiveState", "inactive") && !is(&service, "ActiveState", "failed");
+        if let Some(program) = &program {
+            let known = service.get("ExecStart").is_some_and(|command| {
+                command.is_empty() || command.contains(&format!("path={} ;", program.display()))
+            });
+            if reload && runs && !known && service.contains_key("ExecStart") {
+                plan.steps.push(self.step(&["try-restart", SERVICE]));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// What is to be done so that nothing of [`Setup::install`] is left in systemd. Nothing is
+    /// changed yet.
+    ///
+    /// # Errors
+    /// [`CannotInstall`].
+    pub fn uninstall(&self) -> Result<Plan, CannotInstall> {
+        self.reach()?;
+        let mut plan = Plan::default();
+        let mut removals = Vec::new();
+        for (unit, _) in self.templates() {
+            let path = self.units.join(unit);
+            match look(&path)? {
+                Found::Ours(_) => removals.push(Step::Remove { path, and_if_empty: self.directories(unit) }),
+                Found::Foreign => {
+                    let words = format!(
+                        "{} was not written by `authsock install`: it stays, and what it runs too",
+                        path.display()
+                    );
+                    return Ok(Plan { steps: Vec::new(), notes: vec![words] });
+                }
+                Found::Nothing | Found::Masked => {}
+            }
+        }
+        let (service, socket) = (self.show(SERVICE)?, self.show(SOCKET)?);
+        let is_active = |of: &BTreeMap<String, String>| {
+            of.get("ActiveState").is_some_and(|state| state != "inactive" && state != "failed")
+        };
+        let has_failed =
+            |of: &BTreeMap<String, String>| of.get("ActiveState").is_some_and(|state| state == "failed");
+        if is_active(&service) || is_active(&socket) {
+            plan.steps.push(self.step(&["stop", SOCKET, SERVICE]));
+        }
+        let link = self.units.join("sockets.target.wants").join(SOCKET);
+        if link.symlink_metadata().is_ok() {
+            if socket.get("LoadState").is_some_and(|state| state == "loaded") {
+                plan.steps.push(self.step(&["disable", SOCKET]));
+            }
+            // systemctl does not know a link whose unit is gone.
+            removals.push(Step::Remove { path: link, and_if_empty: self.directories(SOCKET) });
+        }
+        let changes_units = !removals.is_empty();
+        plan.steps.append(&mut removals);
+        if changes_units {
+            plan.steps.push(self.step(&["daemon-reload"]));
+        }
+        if has_failed(&service) || has_failed(&socket) || !plan.steps.is_empty() {
+            // A unit that did not fail is not known any more, which is an error to systemctl.
+            let words = self.systemctl(&["reset-failed", SOCKET, SERVICE]);
+            plan.steps.push(Step::Run { words, may_fail: true });
+        }
+        Ok(plan)
+    }
+
+    /// The directories that installing may have made, the innermost first.
+    fn directories(&self, unit: &str) -> Vec<PathBuf> {
+        let mut all = vec![self.units.join(format!("{unit}.d")), self.units.join("sockets.target.wants")];
+        if self.scope == Scope::User {
+            all.extend(self.units.ancestors().take(3).map(Path::to_path_buf));
+        }
+        all
+    }
+
+    /// Asks systemd whether the socket listens.
+    ///
+    /// # Errors
+    /// [`CannotInstall`] if it does not.
+    pub fn verify(&self) -> Result<(), CannotInstall> {
+        let words = self.systemctl(&["is-active", SOCKET]);
+        let answer = ask(&words)?;
+        if answer.is_good { Ok(()) } else { Err(answer.into_error(&words)) }
     }
 }
 
-/// A directory, and those above it, as far as they are empty.
-fn empty_up(path: &Path, count: usize) -> impl Iterator<Item = Step> {
-    path.ancestors().take(count).map(|dir| Step::RemoveIfEmpty(dir.to_path_buf()))
-}
-
-/// What the daemon and its clients left in their places, as far as it is there.
-fn plan_removal(places: &Places, purge: bool) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let is_there = |path: &Path| path.symlink_metadata().is_ok();
-    let is_socket = |path: &Path| path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket());
-    let mut sockets = vec![places.init_socket()];
-    if !places.is_system() {
-        sockets.push(places.ondemand_socket());
-    }
-    steps.extend(sockets.into_iter().filter(|path| is_socket(path)).map(Step::Remove));
-    if places.state().join(TOKEN_FILE).exists() || is_there(places.state()) {
-        steps.push(Step::RemoveTree(places.state().to_path_buf()));
-    }
-    if !places.is_system() && is_there(&places.runs()) {
-        // The tokens in there are worth nothing without their daemon.
-        steps.push(Step::RemoveTree(places.runs()));
-    }
-    if let Some(log) = places.log().filter(|log| log.parent().is_some_and(is_there)) {
-        steps.push(Step::Remove(log.to_path_buf()));
-        steps.push(Step::Remove(log.with_extension("old")));
-        // ~/.local/state/authsock, and what had to be made for it.
-        steps.extend(log.parent().into_iter().flat_map(|dir| empty_up(dir, 3)));
-    }
-    if let Some(dir) = places.config().and_then(Path::parent).filter(|dir| purge && is_there(dir)) {
-        steps.push(Step::RemoveTree(dir.to_path_buf()));
-    }
-    steps
-}
-
-/// A unit with our program in the place of the packaged one, and the mark that it is ours.
-fn fill(unit: &str, program: &Path) -> Result<String, NotInstalled> {
-    let quoted = quote(program)?;
-    let mut text = format!("{MARK}\n");
-    for line in unit.lines() {
-        match line.strip_prefix("ExecStart=").and_then(|rest| rest.strip_prefix(PACKAGED_PROGRAM)) {
-            Some(arguments) => text.push_str(&format!("ExecStart={quoted}{arguments}")),
+/// A unit of the tree with the mark, and with the path of `program`.
+fn fill(template: &str, program: &Path) -> Result<String, CannotInstall> {
+    let program = quoted(program)?;
+    let mut text = format!("# {MARK}; `authsock uninstall` removes it. Changes belong into a drop-in.\n");
+    for line in template.lines() {
+        match line.strip_prefix("ExecStart=").and_then(|words| words.strip_prefix(TEMPLATE_PROGRAM)) {
+            Some(arguments) => text.push_str(&format!("ExecStart={program}{arguments}")),
             None => text.push_str(line),
         }
         text.push('\n');
@@ -274,19 +289,32 @@ fn fill(unit: &str, program: &Path) -> Result<String, NotInstalled> {
     Ok(text)
 }
 
-/// A path as the first word of a command line in a unit (systemd.service(5), "Command lines").
-fn quote(program: &Path) -> Result<String, NotInstalled> {
-    let bad = |problem: &str| NotInstalled::Program { problem: format!("{} {problem}", program.display()) };
-    let text = program.to_str().ok_or_else(|| bad("has a name that is not UTF-8"))?;
-    if !program.is_absolute() {
-        return Err(bad("has no absolute path"));
+/// A path as the first word of a command line in a unit (systemd.service(5), "Command lines"). `$`
+/// stands for nothing there.
+fn quoted(program: &Path) -> Result<String, CannotInstall> {
+    let refuse = |problem: &str| CannotInstall::Program { path: program.into(), problem: problem.into() };
+    let path = program.to_str().ok_or_else(|| refuse("its path is not UTF-8"))?;
+    if path.chars().any(char::is_control) {
+        return Err(refuse("its path has control characters"));
     }
-    if text.chars().any(char::is_control) {
-        return Err(bad("has a control character in its path"));
+    let path = path.replace('%', "%%");
+    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+@,:=~%".contains(letter);
+    if path.chars().all(is_plain) {
+        return Ok(path);
     }
-    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%");
-    let is_plain = text.chars().all(|letter| letter.is_alphanumeric() || "/._-+".contains(letter));
-    Ok(if is_plain { escaped } else { format!("\"{escaped}\"") })
+    Ok(format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\"")))
+}
+
+/// The program that a service starts, as far as it is written plainly.
+fn program_of(unit: &str) -> Option<PathBuf> {
+    let words = unit.lines().find_map(|line| line.strip_prefix("ExecStart="))?.trim();
+    let words = words.trim_start_matches(['-', '@', ':', '+', '!']);
+    let word = match words.strip_prefix('"') {
+        Some(rest) => rest.split('"').next()?,
+        None => words.split_whitespace().next()?,
+    };
+    let path = PathBuf::from(word.replace("%%", "%"));
+    path.is_absolute().then_some(path)
 }
 
 #[cfg(test)]
@@ -294,23 +322,61 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_shipped_unit_starts_the_program_that_is_installed() {
-        for (units, arguments) in [(USER_UNITS, "serve"), (SYSTEM_UNITS, "serve --system")] {
-            let text = fill(units[1].1, Path::new("/opt/my tools/100%/authsock")).unwrap();
-            let line = format!("ExecStart=\"/opt/my tools/100%%/authsock\" {arguments}\n");
-            assert!(text.contains(&line), "{text}");
-            assert!(text.starts_with(MARK));
-            assert!(!text.contains(PACKAGED_PROGRAM));
-            assert_eq!(text.lines().count(), units[1].1.lines().count() + 1);
+    fn every_template_is_filled_with_the_program_and_nothing_else_changes() {
+        let program = Path::new("/home/ü/50% of/\"authsock\"");
+        for (unit, template) in USER_UNITS.iter().chain(&SYSTEM_UNITS) {
+            let text = fill(template, program).unwrap();
+            assert!(text.lines().next().unwrap().contains(MARK), "{unit}");
+            assert_eq!(text.contains("ExecStart="), *unit == SERVICE, "{unit}");
+            assert!(!text.contains(TEMPLATE_PROGRAM), "{unit}: the path of a package is left");
+            let (others, lines) = (template.lines().count(), text.lines().count());
+            assert_eq!(lines, others + 1, "{unit}");
+            let kept = |text: &str| {
+                let lines =
+                    text.lines().filter(|line| !line.starts_with("ExecStart=") && !line.contains(MARK));
+                lines.map(str::to_owned).collect::<Vec<_>>()
+            };
+            assert_eq!(kept(&text), kept(template), "{unit}");
         }
-        let plain = fill(USER_UNITS[1].1, Path::new("/home/u/.cargo/bin/authsock")).unwrap();
-        assert!(plain.contains("ExecStart=/home/u/.cargo/bin/authsock serve\n"));
+        let text = fill(USER_UNITS[0].1, program).unwrap();
+        assert!(text.contains("\nExecStart=\"/home/ü/50%% of/\\\"authsock\\\"\" serve\n"), "{text}");
+        let plain = fill(USER_UNITS[0].1, Path::new("/home/me/.cargo/bin/authsock")).unwrap();
+        assert!(plain.contains("\nExecStart=/home/me/.cargo/bin/authsock serve\n"), "{plain}");
     }
 
     #[test]
-    fn a_path_that_a_unit_cannot_hold_is_refused() {
-        for bad in ["authsock", "/a\nExecStartPre=/bin/evil", "/a\tb"] {
-            assert!(fill(USER_UNITS[1].1, Path::new(bad)).is_err(), "{bad:?}");
+    fn a_path_that_no_unit_can_hold_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        assert!(quoted(Path::new("/a\nb")).is_err());
+        assert!(quoted(Path::new(std::ffi::OsStr::from_bytes(b"/a\xff"))).is_err());
+    }
+
+    #[test]
+    fn the_program_of_a_unit_is_read_as_it_was_written() {
+        for path in ["/usr/bin/authsock", "/a b/authsock", "/50%/authsock"] {
+            let text = fill(USER_UNITS[0].1, Path::new(path)).unwrap();
+            assert_eq!(program_of(&text), Some(path.into()));
         }
+        assert_eq!(program_of("[Service]\nExecStart=-/bin/x y\n"), Some("/bin/x".into()));
+        assert_eq!(program_of("[Service]\n"), None);
+        assert_eq!(program_of("ExecStart=relative\n"), None);
+    }
+
+    #[test]
+    fn a_package_counts_only_with_both_units_and_an_existing_program() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut setup = Setup::of_user(temp.path());
+        setup.packaged = vec![temp.path().join("none"), temp.path().to_path_buf()];
+        let dir =
+            crate::kernel::dir::Dir::open_or_create(temp.path(), crate::kernel::dir::own_uid()).unwrap();
+        assert!(!setup.is_packaged());
+        dir.replace(SERVICE, format!("ExecStart={}\n", temp.path().join("program").display()).as_bytes())
+            .unwrap();
+        dir.replace(SOCKET, b"").unwrap();
+        assert!(!setup.is_packaged(), "there is no such program");
+        dir.replace("program", b"").unwrap();
+        assert!(setup.is_packaged());
+        dir.remove(SOCKET).unwrap();
+        assert!(!setup.is_packaged(), "half of a package");
     }
 }

@@ -276,15 +276,15 @@ impl Dir {
         self.sync(&path)
     }
 
-    /// As [`Dir::replace`], for a file that all may read (0644).
+    /// As [`Dir::replace`], for a file that is no secret: it has this mode before it has its name.
     ///
     /// # Errors
     /// [`Unusable`]; the old file is then untouched.
-    pub fn publish(&self, name: &str, bytes: &[u8]) -> Result<(), Unusable> {
+    pub fn replace_with_mode(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), Unusable> {
         let path = self.join(name);
         let temporary = Temporary::write_named(self, bytes)?;
-        stat::fchmod(&temporary.file, Mode::from_bits_truncate(0o644))
-            .map_err(|errno| Unusable::io(&path, "set the mode of", errno))?;
+        std::fs::File::set_permissions(&temporary.file, std::os::unix::fs::PermissionsExt::from_mode(mode))
+            .map_err(|error| Unusable::io(&path, "set the mode of", error))?;
         temporary.rename(self, name).map_err(|errno| Unusable::io(&path, "replace", errno))?;
         self.sync(&path)
     }
@@ -494,26 +494,6 @@ pub fn noted_holder(path: &Path) -> Option<u32> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Examines a program that an init system shall start: a regular file of `owner` or root that nobody
-/// else can change or put another in place of.
-///
-/// # Errors
-/// [`Unusable`], naming the path and the remedy.
-pub fn examine_program(path: &Path, owner: u32) -> Result<(), Unusable> {
-    let stat = stat::stat(path).map_err(|errno| match errno {
-        Errno::ENOENT => Unusable::new(path, Problem::Missing),
-        errno => Unusable::io(path, "examine", errno),
-    })?;
-    if file_type(&stat) != SFlag::S_IFREG {
-        return Err(Unusable::new(path, Problem::NotA { expected: "regular file" }));
-    }
-    refuse_strangers(path, &stat, owner, 0o022)?;
-    match path.parent() {
-        Some(parent) => refuse_writable_by_others(parent, owner),
-        None => Ok(()),
-    }
-}
-
 /// A lock that ends with this value, or with the process.
 #[derive(Debug)]
 pub struct Lock {
@@ -547,6 +527,30 @@ fn refuse_strangers(path: &Path, stat: &FileStat, owner: u32, others: u32) -> Re
     let mode = permissions(stat);
     if mode & others != 0 {
         return Err(Unusable::new(path, Problem::OthersMayWrite { mode }));
+    }
+    Ok(())
+}
+
+/// Refuses a program that somebody else than this user and root could replace: the file, and every
+/// directory on the way to it. `path` must not lead through links. A directory of this user's may be
+/// open to this user's own group, which is private where the umask makes it so.
+///
+/// # Errors
+/// [`Unusable`], naming the first path that is not to be trusted.
+pub fn refuse_replaceable(path: &Path) -> Result<(), Unusable> {
+    for part in path.ancestors() {
+        let stat = stat::lstat(part).map_err(|errno| match errno {
+            Errno::ENOENT => Unusable::new(part, Problem::Missing),
+            errno => Unusable::io(part, "examine", errno),
+        })?;
+        let is_sticky = file_type(&stat) == SFlag::S_IFDIR && permissions(&stat) & 0o1000 != 0;
+        let is_own_group = stat.st_gid == unistd::getegid().as_raw() || stat.st_uid == 0;
+        let others = match (is_sticky, is_own_group) {
+            (true, _) => 0,
+            (false, true) => 0o002,
+            (false, false) => 0o022,
+        };
+        refuse_strangers(part, &stat, own_uid(), others)?;
     }
     Ok(())
 }
@@ -785,6 +789,32 @@ mod tests {
         assert_ne!(before, after.ino());
         assert_eq!(after.mode() & 0o7777, 0o600);
         assert_eq!(dir.read_private("t", own_uid(), 16).unwrap(), b"two");
+    }
+
+    #[test]
+    fn a_public_file_has_its_mode_whatever_was_there_before() {
+        let (_temp, dir) = fixture();
+        dir.replace("u", b"one").unwrap();
+        dir.replace_with_mode("u", b"two", 0o644).unwrap();
+        assert_eq!(dir.path().join("u").metadata().unwrap().mode() & 0o7777, 0o644);
+        assert_eq!(std::fs::read(dir.path().join("u")).unwrap(), b"two");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_program_that_others_could_replace_is_named() {
+        let (_temp, dir) = fixture();
+        dir.replace_with_mode("program", b"x", 0o755).unwrap();
+        let program = dir.path().join("program").canonicalize().unwrap();
+        refuse_replaceable(&program).unwrap();
+        for (path, mode) in [(program.as_path(), 0o757), (program.parent().unwrap(), 0o702)] {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+            let refused = refuse_replaceable(&program).unwrap_err();
+            assert!(matches!(refused.problem, Problem::OthersMayWrite { .. }), "{refused}");
+            assert_eq!(refused.path, path);
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        assert!(refuse_replaceable(&program.with_file_name("none")).unwrap_err().is_missing());
     }
 
     #[test]

@@ -203,6 +203,24 @@ impl CheckedSocket {
     }
 }
 
+/// Whether a path is a socket file that nobody listens on, whatever its mode. Says nothing of whose it
+/// is.
+///
+/// # Errors
+/// The kernel's answer; `ENOENT` if nothing is there.
+pub fn is_dead(path: &SocketPath) -> io::Result<bool> {
+    let kind = stat::lstat(path.as_path())?.st_mode & SFlag::S_IFMT.bits();
+    // To connect to a plain file is refused in the same words.
+    if kind != SFlag::S_IFSOCK.bits() {
+        return Ok(false);
+    }
+    match socket::connect(new_socket()?.as_raw_fd(), &UnixAddr::new(path.as_path())?) {
+        Ok(()) | Err(Errno::EAGAIN) => Ok(false),
+        Err(Errno::ECONNREFUSED) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Device and inode number, which together name a file.
 #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)] // dev_t is signed on macOS
 fn inode_of(stat: &stat::FileStat) -> (u64, u64) {

@@ -22,6 +22,9 @@ mod gate_library;
 mod house;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod impostor;
+#[cfg(target_os = "linux")] // systemctl
+mod install;
+mod launchd;
 mod lifecycle;
 mod manual;
 mod ondemand;

@@ -1,25 +1,32 @@
 #!/usr/bin/env python3
-"""Shows under a real systemd what `authsock install` and `authsock uninstall` do, and that they leave nothing.
+"""Shows under a real systemd what `authsock install` and `authsock uninstall` promise, where no package is.
 
-The program lies in /usr/local/bin and no package has put any unit in place. It runs as root inside a
-throwaway system (tests/systemd/run boots it); what users do is done as the user.
+Each check is a sentence. It runs as root inside a throwaway system (tests/systemd/run boots it) in
+which the program lies in /usr/local/bin and no unit is installed; what a user does, it does as that user.
 A line beginning with "ok" or "FAIL" is one check; tests/systemd/run counts them.
 """
 
 import contextlib
 import json
 import os
+import re
 import socket
+import stat
 import subprocess
 import sys
 import time
 import traceback
 
-TESTER = int(os.environ["TESTER_UID"])
 HOME = os.environ["TESTER_HOME"]
 RUNTIME = os.environ["TESTER_RUNTIME_DIR"]
+TESTER = int(os.environ["TESTER_UID"])
 SOCKET = f"{RUNTIME}/authsock.sock"
+TOKEN = f"{RUNTIME}/authsock/token"
 UNITS = f"{HOME}/.config/systemd/user"
+SERVICE, SOCKET_UNIT = "authsock.service", "authsock.socket"
+PROGRAM = "/usr/local/bin/authsock"
+
+# How long anything may take that should take no time. No check asserts a speed.
 PATIENCE = 20
 CHECKS = []
 
@@ -34,316 +41,435 @@ def check(name):
     return note
 
 
+def until(what, probe, patience=PATIENCE):
+    """Waits for a state that nothing announces, and returns what the probe found."""
+    deadline = time.monotonic() + patience
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"{what}: still not so after {patience} s")
+        time.sleep(0.02)
+
+
+def same(found, wanted, what):
+    assert found == wanted, f"{what}: {found!r}, not {wanted!r}"
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
 def run(*command, **options):
     return subprocess.run(
         command, capture_output=True, text=True, errors="replace", timeout=90, stdin=subprocess.DEVNULL, **options
     )
 
 
-def tester(*words):
-    return run("as-tester", *words)
+def systemctl(*words, fails=False):
+    done = run("as-tester", "systemctl", "--user", "--no-pager", *words)
+    assert fails or done.returncode == 0, f"systemctl --user {' '.join(words)}: {done.stderr.strip()}"
+    return done.stdout.strip()
 
 
-def done_by(done):
-    assert done.returncode == 0, f"{' '.join(done.args)}: {done.returncode}: {done.stdout} {done.stderr}"
-    return done.stdout
+def show(unit, what):
+    return systemctl("show", unit, "--value", "-p", what)
 
 
 def authsock(*words):
-    return done_by(tester("authsock", *words))
+    return run("as-tester", PROGRAM, *words)
 
 
-def until(what, probe):
-    """Waits for a state that nothing announces, and returns what the probe found."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := probe()):
-        assert time.monotonic() < deadline, f"{what}: still not so after {PATIENCE} s"
-        time.sleep(0.02)
-    return found
+def good(*words):
+    done = authsock(*words)
+    assert done.returncode == 0, f"authsock {' '.join(words)}: {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout
 
 
-def files(*roots):
-    """Every file and directory below these, with what would show a change."""
+def answered(*words):
+    return json.loads(good(*words, "--json"))
+
+
+# --- what is there ------------------------------------------------------------------------------
+
+
+def files():
+    """Everything where installing could leave something, with what tells that it was touched.
+    What systemd and the bus keep for themselves is left out."""
     found = {}
-    for root in roots:
+    for root in (HOME, RUNTIME, "/etc/systemd", "/run/systemd/system", "/run/systemd/user", "/tmp"):
         for directory, names, others in os.walk(root):
+            names[:] = [name for name in names if f"{directory}/{name}" not in (f"{RUNTIME}/systemd", f"{RUNTIME}/dbus-1")]
             for name in names + others:
-                path = os.path.join(directory, name)
-                meta = os.lstat(path)
-                found[path] = (oct(meta.st_mode), meta.st_uid, meta.st_ino if not name.startswith(".") else 0)
+                path = f"{directory}/{name}"
+                with contextlib.suppress(FileNotFoundError):
+                    meta = os.lstat(path)
+                    touched = None if stat.S_ISDIR(meta.st_mode) else (meta.st_ino, meta.st_mtime_ns)
+                    # What starts and ends with each command has nothing to do with it.
+                    if not re.match("/run/systemd/system/(run-|session-|user-)", path):
+                        found[path] = (stat.S_IMODE(meta.st_mode), meta.st_uid, touched)
+    for path in ("/run/authsock", "/run/authsock.sock", "/etc/authsock", "/var/log/authsock.log"):
+        if os.path.lexists(path):
+            found[path] = "there"
     return found
 
 
-def places():
-    """Where an installation of the user could leave anything. What the user manager keeps for itself
-    in the runtime directory comes and goes with it."""
-    found = files(HOME, "/etc/systemd", "/usr/local/lib", "/usr/lib/systemd/user")
-    for name in os.listdir(RUNTIME):
-        if name not in ("systemd", "bus", "dbus-1", "gnupg", "credentials"):
-            found[f"{RUNTIME}/{name}"] = ()
-    return found
-
-
-def same_files(before, after):
-    gone = sorted(set(before) - set(after))
-    new = sorted(set(after) - set(before))
-    assert not gone and not new, f"gone: {gone}; new: {new}"
+def same_files(before, what):
+    after = files()
+    difference = [f"+ {path}" for path in sorted(after.keys() - before.keys())]
+    difference += [f"- {path}" for path in sorted(before.keys() - after.keys())]
+    difference += [f"! {path}" for path in sorted(before.keys() & after.keys()) if before[path] != after[path]]
+    assert not difference, f"{what}: " + "; ".join(difference)
 
 
 @contextlib.contextmanager
-def clean():
-    """Begins with nothing installed, and ends so whatever happened."""
-    tester("authsock", "uninstall", "--purge")
+def nothing_is_left():
+    """Whatever happens in between, an uninstall at its end makes it as it was before."""
+    before = files()
+    try:
+        yield before
+    finally:
+        good("uninstall", "--purge")
+    same_files(before, "what uninstalling left")
+    for unit in (SOCKET_UNIT, SERVICE):
+        same(show(unit, "LoadState"), "not-found", unit)
+
+
+def retired():
+    """Has a daemon that a client started end, and what it left removed."""
+    authsock("call", "daemon.retire")
+    until("it has ended", lambda: not os.path.exists(f"{RUNTIME}/authsock-ondemand.sock"))
+    good("uninstall")
+
+
+# --- as a user ----------------------------------------------------------------------------------
+
+
+@check("after `authsock install` a program that starts elsewhere is a session, and nothing is left after `authsock uninstall`")
+def _():
+    with nothing_is_left():
+        words = good("install")
+        for wanted in (f"{UNITS}/{SOCKET_UNIT}", f"{UNITS}/{SERVICE}", "authsock uninstall", "enable-linger"):
+            assert wanted in words, words
+        same(show(SOCKET_UNIT, "ActiveState"), "active", "the socket unit")
+        same(systemctl("is-enabled", SOCKET_UNIT), "enabled", "the socket unit")
+        run_it = ["run", "--name", "elsewhere", "--", PROGRAM, "whoami", "--json"]
+        done = run("as-tester", "systemd-run", "--user", "--wait", "--pipe", "--quiet", PROGRAM, *run_it)
+        same(done.returncode, 0, f"in a unit of its own: {done.stderr.strip()}")
+        same(json.loads(done.stdout)["session"]["name"], "elsewhere", "the session")
+        same(answered(*run_it[:-1])["session"]["name"], "elsewhere", "in a fresh shell")
+        same(answered("status")["activation"], "init", "activation")
+
+
+@check("systemd understands every line of the units that were written")
+def _():
+    with nothing_is_left():
+        good("install")
+        done = run("as-tester", "systemd-analyze", "--user", "--man=no", "verify", f"{UNITS}/{SOCKET_UNIT}", f"{UNITS}/{SERVICE}")
+        same((done.stdout + done.stderr).strip(), "", "systemd-analyze verify")
+
+
+@check("a second install changes no file and restarts nothing")
+def _():
+    with nothing_is_left():
+        good("install")
+        before, pid = files(), show(SERVICE, "MainPID")
+        assert pid != "0", "no daemon runs"
+        words = good("install")
+        assert "nothing to do" in words, words
+        same_files(before, "what the second install changed")
+        same(show(SERVICE, "MainPID"), pid, "the daemon's process")
+
+
+@check("a dry run of either verb changes nothing")
+def _():
+    before = files()
+    words = good("install", "--dry-run")
+    assert f"write {UNITS}/{SOCKET_UNIT}" in words and "enable --now" in words, words
+    same_files(before, "what the dry run of install changed")
+    with nothing_is_left():
+        good("install")
+        before = files()
+        words = good("uninstall", "--dry-run")
+        assert f"remove {UNITS}/{SOCKET_UNIT}" in words, words
+        same_files(before, "what the dry run of uninstall changed")
+        same(show(SOCKET_UNIT, "ActiveState"), "active", "the socket unit")
+
+
+@check("a daemon that a client had started hands over at installation, with its token")
+def _():
+    with nothing_is_left():
+        first = answered("status")
+        same(first["activation"], "on_demand", "activation")
+        with open(TOKEN, "rb") as file:
+            before = file.read()
+        good("install")
+        second = answered("status")
+        same(second["activation"], "init", "activation")
+        until("the other daemon has ended", lambda: not os.path.exists(f"/proc/{first['pid']}"))
+        with open(TOKEN, "rb") as file:
+            assert file.read() == before, "the token is another one"
+
+
+@check("ten programs that run as sessions of a daemon that a client started answer after installation, and none was restarted")
+def _():
+    with nothing_is_left(), contextlib.ExitStack() as stack:
+        same(answered("status")["activation"], "on_demand", "activation")
+        inside = f"echo $$; read -r _; {PROGRAM} whoami --json"
+        programs = []
+        for number in range(10):
+            words = ["as-tester", PROGRAM, "run", "--name", f"live-{number}", "--", "sh", "-c", inside]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            program = stack.enter_context(subprocess.Popen(words, text=True, **pipes))
+            stack.callback(program.stdin.close)
+            programs.append(program)
+        pids = [int(program.stdout.readline()) for program in programs]
+        good("install")
+        same(answered("status")["activation"], "init", "activation")
+        problems = []
+        for number, (program, pid) in enumerate(zip(programs, pids)):
+            if not os.path.exists(f"/proc/{pid}"):
+                problems.append(f"live-{number} has ended")
+            out, err = program.communicate("go\n", timeout=PATIENCE)
+            if program.returncode != 0:
+                problems.append(f"live-{number}: {err.strip()}")
+            else:
+                same(json.loads(out)["session"]["name"], f"live-{number}", "the session")
+        assert not problems, f"{len(problems)} of ten: {problems[0]}"
+
+
+@check("uninstalling works while clients are connected: they are closed, and nothing is left")
+def _():
+    with nothing_is_left(), contextlib.ExitStack() as stack:
+        good("install")
+        with open(TOKEN, encoding="ascii") as file:
+            opening = json.dumps({"type": "auth", "token": file.read()}) + "\n"
+        streams = []
+        os.seteuid(TESTER)
+        try:
+            for _number in range(10):
+                stream = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                stream.settimeout(PATIENCE)
+                stream.connect(SOCKET)
+                streams.append(stream)
+        finally:
+            os.seteuid(0)
+        for stream in streams:
+            stream.sendall(opening.encode())
+            assert b'"success":true' in stream.recv(4096), "refused"
+        good("uninstall")
+        same([stream.recv(1) for stream in streams], [b""] * len(streams), "what the clients heard")
+
+
+@check("a second uninstall has nothing to do, and so has one where nothing was ever installed")
+def _():
+    before = files()
+    for _number in range(2):
+        words = good("uninstall")
+        assert "nothing to do" in words, words
+    same_files(before, "what uninstalling changed")
+
+
+@check("the user's configuration is kept unless --purge says otherwise")
+def _():
+    with nothing_is_left():
+        good("install")
+        run("as-tester", "mkdir", "-p", f"{HOME}/.config/authsock")
+        run("as-tester", "sh", "-c", f"echo '[lifecycle]' >{HOME}/.config/authsock/config.toml")
+        words = good("uninstall")
+        assert "--purge" in words, words
+        assert os.path.exists(f"{HOME}/.config/authsock/config.toml"), "it is gone"
+
+
+@check("a changed unit is written anew, and a running daemon stays unless its program has moved")
+def _():
+    elsewhere = f"{HOME}/bin/authsock"
+    with nothing_is_left():
+        run("as-tester", "install", "-D", "-m755", PROGRAM, elsewhere)
+        try:
+            good("install")
+            pid = show(SERVICE, "MainPID")
+            with open(f"{UNITS}/{SERVICE}", "a", encoding="utf-8") as file:
+                file.write("# an older template\n")
+            words = good("install")
+            assert "daemon-reload" in words and "try-restart" not in words, words
+            same(show(SERVICE, "MainPID"), pid, "the daemon's process")
+            done = run("as-tester", elsewhere, "install")
+            same(done.returncode, 0, f"from elsewhere: {done.stderr}")
+            assert "try-restart" in done.stdout, done.stdout
+            program = os.readlink(f"/proc/{show(SERVICE, 'MainPID')}/exe")
+            same(program, elsewhere, "the program that runs")
+            same(show(SERVICE, "NeedDaemonReload"), "no", "what systemd knows")
+        finally:
+            good("uninstall")
+            run("as-tester", "rm", "-r", f"{HOME}/bin")
+
+
+@check("a program whose path has spaces, percent signs and umlauts is started")
+def _():
+    place = f"{HOME}/50% für alle"
+    with nothing_is_left():
+        run("as-tester", "install", "-D", "-m755", PROGRAM, f"{place}/authsock")
+        try:
+            done = run("as-tester", f"{place}/authsock", "install")
+            same(done.returncode, 0, f"install: {done.stderr}")
+            program = os.readlink(f"/proc/{show(SERVICE, 'MainPID')}/exe")
+            same(program, f"{place}/authsock", "the program that runs")
+        finally:
+            good("uninstall")
+            run("as-tester", "rm", "-r", place)
+
+
+@check("a unit that is not ours is named, and stays as it is")
+def _():
+    before_all = files()
+    run("as-tester", "mkdir", "-p", UNITS)
+    run("as-tester", "sh", "-c", f"printf '[Unit]\\nDescription=mine\\n' >{UNITS}/{SERVICE}")
+    before = files()
+    done = authsock("install")
+    same(done.returncode, 1, "install")
+    assert f"{UNITS}/{SERVICE}" in done.stderr and "move it away" in done.stderr, done.stderr
+    good("uninstall")
+    same_files(before, "what was changed")
+    os.unlink(f"{UNITS}/{SERVICE}")
+    run("as-tester", "rmdir", "-p", "--ignore-fail-on-non-empty", UNITS)
+    same_files(before_all, "what this check left")
+
+
+@check("a masked unit is named with the way out, and nothing is written")
+def _():
+    before_all = files()
+    systemctl("mask", SERVICE)
+    before = files()
+    done = authsock("install")
+    same(done.returncode, 1, "install")
+    assert f"systemctl --user unmask {SERVICE}" in done.stderr, done.stderr
+    same_files(before, "what was changed")
+    systemctl("unmask", SERVICE)
+    run("as-tester", "rmdir", "-p", "--ignore-fail-on-non-empty", UNITS)
+    same_files(before_all, "what this check left")
+
+
+@check("without a user manager nothing is half done, and the error says how to have one")
+def _():
+    before = files()
+    for words in (["as-other", PROGRAM, "install"], ["as-tester", "env", "-u", "XDG_RUNTIME_DIR", "-u", "DBUS_SESSION_BUS_ADDRESS", PROGRAM, "install"]):
+        done = run(*words)
+        same(done.returncode, 1, f"{words}: {done.stdout}")
+        assert "no user manager" in done.stderr and "enable-linger" in done.stderr, done.stderr
+    same_files(before, "what was changed")
+
+
+@check("a broken configuration is said at installation, and once mended a second install is content")
+def _():
+    with nothing_is_left():
+        run("as-tester", "mkdir", "-p", f"{HOME}/.config/authsock")
+        run("as-tester", "sh", "-c", f"echo nonsense >{HOME}/.config/authsock/config.toml")
+        done = authsock("install")
+        same(done.returncode, 3, f"install: {done.stdout}")
+        assert "unavailable" in done.stderr, done.stderr
+        run("as-tester", "sh", "-c", f": >{HOME}/.config/authsock/config.toml")
+        until("it is content", lambda: authsock("install").returncode == 0)
+
+
+@check("an install by a user is no business of another")
+def _():
+    with nothing_is_left():
+        good("install")
+        done = run("as-other", PROGRAM, "--socket", SOCKET, "whoami")
+        assert done.returncode != 0, done.stdout
+
+
+# --- as root ------------------------------------------------------------------------------------
+
+
+@check("`install --system` has the machine's socket listen, twice changes nothing, and `uninstall --system` leaves nothing")
+def _():
+    before = files()
+    done = authsock("install", "--system")
+    same(done.returncode, 1, "as a user")
+    assert "for root" in done.stderr, done.stderr
+    try:
+        done = run(PROGRAM, "install", "--system")
+        same(done.returncode, 0, f"install --system: {done.stderr.strip()}")
+        assert "authsock uninstall --system" in done.stdout, done.stdout
+        same(run("systemctl", "is-active", SOCKET_UNIT).stdout.strip(), "active", "the socket unit")
+        same(run("systemctl", "is-enabled", SOCKET_UNIT).stdout.strip(), "enabled", "the socket unit")
+        same(oct(stat.S_IMODE(os.stat("/run/authsock.sock").st_mode)), "0o666", "the socket's mode")
+        with open(f"/etc/systemd/system/{SERVICE}", encoding="utf-8") as file:
+            assert f"\nExecStart={PROGRAM} serve --system\n" in file.read(), "another program"
+        between = files()
+        done = run(PROGRAM, "install", "--system")
+        assert done.returncode == 0 and "nothing to do" in done.stdout, done.stdout + done.stderr
+        same_files(between, "what the second install changed")
+    finally:
+        done = run(PROGRAM, "uninstall", "--system")
+    same(done.returncode, 0, f"uninstall --system: {done.stderr.strip()}")
+    same_files(before, "what uninstalling left")
+    done = run(PROGRAM, "uninstall", "--system")
+    assert done.returncode == 0 and "nothing to do" in done.stdout, done.stdout + done.stderr
+
+
+# --- with a package -----------------------------------------------------------------------------
+
+
+@check("where a package brought the units they are enabled and never copied, and uninstalling leaves them")
+def _():
+    packaged = "/usr/lib/systemd/user"
+    good("install")
+    with open(f"{UNITS}/{SERVICE}", encoding="utf-8") as file:
+        service = file.read()
+    with open(f"{UNITS}/{SOCKET_UNIT}", encoding="utf-8") as file:
+        unit = file.read()
+    good("uninstall")
+    with nothing_of_a_package(packaged, {SERVICE: service, SOCKET_UNIT: unit}):
+        before = files()
+        words = good("install")
+        assert "nothing is copied" in words and "write" not in words, words
+        assert not os.path.exists(f"{UNITS}/{SERVICE}"), "it was copied"
+        same(answered("status")["activation"], "init", "activation")
+        good("uninstall")
+        same(show(SOCKET_UNIT, "ActiveState"), "inactive", "the socket unit")
+        same(systemctl("is-enabled", SOCKET_UNIT, fails=True), "disabled", "the socket unit")
+        same_files(before, "what uninstalling left")
+
+
+@contextlib.contextmanager
+def nothing_of_a_package(directory, texts):
+    """Units of a package, for a while."""
+    for name, text in texts.items():
+        with open(f"{directory}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+    systemctl("daemon-reload")
     try:
         yield
     finally:
-        tester("systemctl", "--user", "unmask", "authsock.socket")
-        tester("authsock", "uninstall", "--purge")
-
-
-class Session:
-    """A program that runs in a session, and asks who it is when told to."""
-
-    def __init__(self, name):
-        script = "while read -r line; do authsock whoami --json; done"
-        self.program = subprocess.Popen(
-            ("as-tester", "authsock", "run", "--name", name, "--", "sh", "-c", f"echo $$; {script}"),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        self.pid = int(self.program.stdout.readline())
-
-    def whoami(self):
-        self.program.stdin.write("?\n")
-        self.program.stdin.flush()
-        line = self.program.stdout.readline()
-        return json.loads(line)
-
-    def end(self):
-        self.program.stdin.close()
-        self.program.wait(timeout=PATIENCE)
-        for stream in (self.program.stdout, self.program.stderr):
-            stream.close()
-
-
-@check("install, and a new login's run and whoami are answered by systemd's daemon")
-def _():
-    with clean():
-        print("      " + authsock("install", "--user").replace("\n", "\n      ").rstrip())
-        done = run("su", "-", "tester", "-c", "authsock run --name login -- authsock whoami --json")
-        answer = json.loads(done_by(done))
-        assert answer["session"]["name"] == "login", answer
-        pid = done_by(tester("systemctl", "--user", "show", "authsock.service", "--value", "-p", "MainPID")).strip()
-        assert answer["daemon"]["pid"] == int(pid), (answer["daemon"], pid)
-        enabled = done_by(tester("systemctl", "--user", "is-enabled", "authsock.socket")).strip()
-        assert enabled == "enabled", enabled
-        with open(f"{UNITS}/authsock.service", encoding="utf-8") as file:
-            assert "ExecStart=/usr/local/bin/authsock serve\n" in file.read()
-
-
-@check("a dry run says what would be done and does nothing")
-def _():
-    with clean():
-        before = places()
-        said = authsock("install", "--dry-run")
-        assert "would write" in said and "would run systemctl --user enable" in said, said
-        same_files(before, places())
-        authsock("install")
-        before = places()
-        said = authsock("uninstall", "--dry-run")
-        assert "would remove" in said and "would run systemctl --user stop" in said, said
-        same_files(before, places())
-        assert authsock("whoami")
-
-
-@check("install run twice changes nothing the second time, and restarts nothing")
-def _():
-    with clean():
-        authsock("install")
-        pid = json.loads(authsock("status", "--json"))["pid"]
-        before = {path: os.stat(path).st_mtime_ns for path in files(UNITS)}
-        said = json.loads(authsock("install", "--json"))
-        assert said["changed"] is False and said["steps"] == [], said
-        assert {path: os.stat(path).st_mtime_ns for path in files(UNITS)} == before
-        assert json.loads(authsock("status", "--json"))["pid"] == pid
-
-
-@check("install over a running on-demand daemon with ten live sessions: all ten answer afterwards and none was restarted")
-def _():
-    with clean():
-        sessions = [Session(f"s{number}") for number in range(10)]
-        try:
-            before = [session.whoami() for session in sessions]
-            assert len({answer["daemon"]["pid"] for answer in before}) == 1, "one daemon"
-            assert os.path.exists(f"{RUNTIME}/authsock-ondemand.sock")
-            done = json.loads(authsock("install", "--json"))
-            after = [session.whoami() for session in sessions]
-            for session, old, new in zip(sessions, before, after):
-                assert new["session"] == old["session"], (old["session"], new["session"])
-                assert new["daemon"]["pid"] == done["daemon"]["pid"] != old["daemon"]["pid"]
-                assert session.program.poll() is None and os.path.exists(f"/proc/{session.pid}")
-            print(f"      10 sessions of process {before[0]['daemon']['pid']} answer from process {after[0]['daemon']['pid']}")
-        finally:
-            for session in sessions:
-                session.end()
-
-
-@check("install, use and uninstall while clients are connected: every file that was there is there, and no other")
-def _():
-    with clean():
-        before = places()
-        authsock("whoami")  # by a daemon that this client starts
-        authsock("install")
-        session = Session("connected")
-        session.whoami()
-        with open(f"{RUNTIME}/authsock/token", encoding="ascii") as file:
-            secret = file.read()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-            os.setegid(TESTER)
-            os.seteuid(TESTER)
-            try:
-                stream.connect(SOCKET)
-            finally:
-                os.seteuid(0)
-                os.setegid(0)
-            stream.settimeout(PATIENCE)
-            stream.sendall(json.dumps({"type": "auth", "token": secret}).encode() + b"\n")
-            lines = stream.makefile()
-            assert json.loads(lines.readline())["success"]
-            print("      " + authsock("uninstall").replace("\n", "\n      ").rstrip())
-            assert lines.readline() == "", "the connection ends"
-        session.end()
-        after = places()
-        same_files(before, after)
-        print(f"      {len(before)} files and directories before, {len(after)} after")
-        state = done_by(tester("systemctl", "--user", "show", "authsock.socket", "authsock.service", "-p", "LoadState", "--value"))
-        assert set(state.split()) == {"not-found"}, state
-
-
-@check("uninstall where nothing is installed has nothing to do, and ends a daemon that a client started")
-def _():
-    with clean():
-        assert "nothing" in authsock("uninstall")
-        before = places()
-        authsock("whoami")
-        assert "ask" in authsock("uninstall")
-        same_files(before, places())
-
-
-@check("the configuration is kept unless --purge says so")
-def _():
-    with clean():
-        done_by(tester("sh", "-c", "mkdir -p ~/.config/authsock && echo '[lifecycle]' >~/.config/authsock/config.toml"))
-        authsock("install")
-        assert "is kept" in authsock("uninstall")
-        assert os.path.exists(f"{HOME}/.config/authsock/config.toml")
-        authsock("uninstall", "--purge")
-        assert not os.path.exists(f"{HOME}/.config/authsock")
-
-
-@check("a unit that somebody else wrote is not overwritten, and nothing else is done")
-def _():
-    with clean():
-        done_by(tester("sh", "-c", f"mkdir -p {UNITS} && echo '[Unit]' >{UNITS}/authsock.service"))
-        try:
-            before = places()
-            done = tester("authsock", "install")
-            assert done.returncode == 1 and f"{UNITS}/authsock.service was not written by" in done.stderr, done
-            same_files(before, places())
-            authsock("uninstall")
-            assert os.path.exists(f"{UNITS}/authsock.service"), "and not removed"
-        finally:
-            os.unlink(f"{UNITS}/authsock.service")
-
-
-@check("a masked unit is an error with the way out")
-def _():
-    with clean():
-        done_by(tester("systemctl", "--user", "mask", "authsock.socket"))
-        done = tester("authsock", "install")
-        assert done.returncode == 1 and "masked" in done.stderr and "unmask" in done.stderr, done
-
-
-@check("a socket that was given up for good is started again")
-def _():
-    with clean():
-        authsock("install")
-        done_by(tester("systemctl", "--user", "stop", "authsock.socket", "authsock.service"))
-        said = json.loads(authsock("install", "--json"))
-        assert any("start authsock.socket" in step for step in said["steps"]), said
-        assert authsock("whoami")
-
-
-@check("a program that moved is installed anew, and a living session goes on")
-def _():
-    with clean():
-        authsock("install")
-        session = Session("lasting")
-        before = session.whoami()
-        done_by(run("install", "-D", "-m755", "/usr/local/bin/authsock", "/opt/new place/authsock"))
-        said = json.loads(done_by(tester("/opt/new place/authsock", "install", "--json")))
-        assert any("write" in step for step in said["steps"]) and any("restart" in step for step in said["steps"]), said
-        after = session.whoami()
-        assert after["session"] == before["session"] and after["daemon"]["pid"] != before["daemon"]["pid"], (before, after)
-        exe = os.readlink(f"/proc/{after['daemon']['pid']}/exe")
-        assert exe == "/opt/new place/authsock", exe
-        session.end()
-
-
-@check("a program that others could change is not installed")
-def _():
-    with clean():
-        done_by(run("install", "-D", "-m777", "/usr/local/bin/authsock", "/opt/open/authsock"))
-        done = tester("/opt/open/authsock", "install")
-        assert done.returncode == 1 and "may be written by others" in done.stderr, done
-
-
-@check("without a manager of the user's services install says so, and a client still works")
-def _():
-    with clean():
-        done = run("as-other", "authsock", "install")
-        assert done.returncode == 1 and "enable-linger" in done.stderr, done
-        assert run("as-other", "authsock", "whoami").returncode == 0
-        assert run("as-other", "authsock", "uninstall").returncode == 0
-
-
-@check("install and uninstall for the whole machine leave nothing, and need root")
-def _():
-    def system_places():
-        found = files("/etc", "/usr/local")
-        for name in ("authsock", "authsock.sock"):
-            if os.path.exists(f"/run/{name}"):
-                found[f"/run/{name}"] = ()
-        return found
-
-    done = tester("authsock", "install", "--system")
-    assert done.returncode == 1 and "needs root" in done.stderr, done
-    before = system_places()
-    print("      " + done_by(run("authsock", "install", "--system")).replace("\n", "\n      ").rstrip())
-    answer = json.loads(done_by(run("authsock", "--system", "whoami", "--json")))
-    assert answer["session"]["id"] == "owner", answer
-    again = json.loads(done_by(run("authsock", "install", "--system", "--json")))
-    assert again["changed"] is False, again
-    done_by(run("authsock", "uninstall", "--system"))
-    same_files(before, system_places())
+        for name in texts:
+            os.unlink(f"{directory}/{name}")
+        systemctl("daemon-reload")
 
 
 def main():
-    print(run("systemctl", "--version").stdout.splitlines()[0], flush=True)
+    print("      " + run("systemctl", "--version").stdout.splitlines()[0] + f", kernel {os.uname().release}")
     failed = 0
-    wanted = os.environ.get("ONLY", "")
     for name, function in CHECKS:
-        if wanted not in name:
+        if os.environ.get("ONLY", "") not in name:
             continue
+        began = time.monotonic()
         try:
             function()
-            print(f"ok    {name}", flush=True)
-        except Exception as error:
+        except Exception as error:  # a check that fails must not hide the ones behind it
             failed += 1
-            print(f"FAIL  {name}\n      {type(error).__name__}: {error}", flush=True)
-            if not isinstance(error, AssertionError):
-                traceback.print_exc()
-    print("end of the scenario", flush=True)
+            place = traceback.extract_tb(error.__traceback__)
+            lines = ", ".join(str(step.lineno) for step in place if step.filename == __file__)
+            print(f"FAIL  {name}: {type(error).__name__}: {error} (lines {lines})")
+            with contextlib.suppress(Exception):
+                retired()
+        else:
+            print(f"ok    {name} ({time.monotonic() - began:.1f} s)")
+    print("end of the scenario")
     return 1 if failed else 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+//! Installing, in front of a systemctl that only notes what it is asked: what is written, in which order, what is left alone, and what is said.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::Value;
+
+use crate::ground::{AUTHSOCK, Ground, put, text_of};
+
+/// A stand-in for systemctl: it notes each call, and answers from files beside it.
+const SYSTEMCTL: &str = r#"#!/bin/sh
+state=$(dirname "$0")
+echo "$*" >>"$state/calls"
+[ -e "$state/away" ] && { echo "Failed to connect to bus: No medium found" >&2; exit 1; }
+case "$*" in
+    *--property=Version*) echo Version=252 ;;
+    *show*) cat "$state/$(eval "echo \${$#}")" 2>/dev/null; exit 0 ;;
+    *daemon-reload*) [ -e "$state/no-reload" ] && { echo "reload refused" >&2; exit 1; } ;;
+    *enable*--now*)
+        echo "UnitFileState=enabled
+ActiveState=active
+LoadState=loaded" >"$state/authsock.socket" ;;
+esac
+exit 0
+"#;
+
+struct Machine {
+    ground: Ground,
+    bin: PathBuf,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let mut ground = Ground::new();
+        let bin = ground.root().join("bin");
+        std::fs::create_dir(&bin).unwrap();
+        std::fs::set_permissions(&bin, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        // The one under test lies in a build directory.
+        ground.binary = bin.join("authsock");
+        // Written by other processes: whatever another test starts meanwhile would inherit a
+        // descriptor that is open for writing, and the kernel would not execute the file.
+        let write = |script: &str, to: &Path, what: &str| {
+            let mut shell = std::process::Command::new("sh");
+            assert!(shell.args(["-c", script]).arg(to).arg(what).status().unwrap().success());
+        };
+        write("cp \"$1\" \"$0\"", &ground.binary, AUTHSOCK);
+        write("printf %s \"$1\" >\"$0\"; chmod 755 \"$0\"", &bin.join("systemctl"), SYSTEMCTL);
+        Machine { ground, bin }
+    }
+
+    fn run<const N: usize>(&self, args: [&str; N]) -> Output {
+        let path = format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap());
+        self.ground.authsock(args).env("PATH", path).output().unwrap()
+    }
+
+    /// What systemctl was told since the last time: not what it was asked.
+    fn told(&self) -> Vec<String> {
+        let path = self.bin.join("calls");
+        let calls = std::fs::read_to_string(&path).unwrap_or_default();
+        let _ = std::fs::remove_file(&path);
+        let told = calls.lines().filter(|call| !call.contains("show"));
+        told.map(|call| call.strip_prefix("--user --no-pager ").unwrap().to_owned()).collect()
+    }
+
+    fn units(&self) -> PathBuf {
+        self.ground.home().join(".config/systemd/user")
+    }
+
+    fn say(&self, unit: &str, properties: &str) {
+        put(&self.bin.join(unit), properties, 0o644);
+    }
+}
+
+/// Every file below a directory with what changes when it is touched.
+fn files(dir: &Path) -> Vec<(PathBuf, u64, i64)> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let meta = entry.path().symlink_metadata().unwrap();
+        if meta.is_dir() {
+            all.extend(files(&entry.path()));
+        }
+        all.push((entry.path(), meta.ino(), meta.mtime_nsec()));
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn a_dry_run_says_each_step_in_its_order_and_changes_nothing() {
+    let machine = Machine::new();
+    let before = files(&machine.ground.home());
+    let output = machine.run(["install", "--dry-run", "--json"]);
+    assert!(output.status.success(), "{}", text_of(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let steps: Vec<&str> =
+        report["steps"].as_array().unwrap().iter().map(|step| step["text"].as_str().unwrap()).collect();
+    let units = machine.units();
+    assert_eq!(
+        steps,
+        [
+            format!("write {}/authsock.service (mode 0644)", units.display()),
+            format!("write {}/authsock.socket (mode 0644)", units.display()),
+            "run systemctl --user --no-pager daemon-reload".to_owned(),
+            "run systemctl --user --no-pager enable --now authsock.socket".to_owned(),
+        ]
+    );
+    assert_eq!((&report["dry_run"], &report["changed"]), (&true.into(), &false.into()));
+    assert_eq!(files(&machine.ground.home()), before);
+    assert!(machine.told().is_empty());
+}
+
+#[test]
+fn the_units_have_this_program_s_path_and_a_second_time_nothing_is_touched() {
+    let machine = Machine::new();
+    let daemon = machine.ground.serve();
+    let output = machine.run(["install"]);
+    assert!(output.status.success(), "{}", text_of(&output));
+    let words = String::from_utf8(output.stdout).unwrap();
+    assert!(words.contains(&format!("process {}", daemon.child.id())), "{words}");
+    assert!(words.contains("authsock uninstall") && words.contains("enable-linger"), "{words}");
+    assert_eq!(machine.told(), ["daemon-reload", "enable --now authsock.socket"]);
+    let service = std::fs::read_to_string(machine.units().join("authsock.service")).unwrap();
+    let program = machine.ground.binary.canonicalize().unwrap();
+    assert!(service.contains(&format!("\nExecStart={} serve\n", program.display())), "{service}");
+    let before = files(&machine.ground.home());
+    let output = machine.run(["install"]);
+    assert!(output.status.success(), "{}", text_of(&output));
+    assert!(text_of(&output).contains("nothing to do"), "{}", text_of(&output));
+    assert_eq!(files(&machine.ground.home()), before);
+    assert!(machine.told().is_empty());
+}
+
+#[test]
+fn a_program_that_moved_is_written_anew_and_only_then_a_running_service_is_restarted() {
+    let machine = Machine::new();
+    let _daemon = machine.ground.serve();
+    assert!(machine.run(["install"]).status.success());
+    machine.told();
+    let loaded = |program: &Path| {
+        let words = format!("ActiveState=active\nExecStart={{ path={} ; argv[]=x }}\n", program.display());
+        machine.say("authsock.service", &words);
+    };
+    let unit = machine.units().join("authsock.service");
+    let written = std::fs::read_to_string(&unit).unwrap();
+    // A newer unit for the same program.
+    put(&unit, &written.replace("UMask=0077\n", ""), 0o644);
+    loaded(&machine.ground.binary.canonicalize().unwrap());
+    assert!(machine.run(["install"]).status.success());
+    assert_eq!(machine.told(), ["daemon-reload"]);
+    assert_eq!(std::fs::read_to_string(&unit).unwrap(), written);
+    put(&unit, &written.replace("/bin/authsock", "/old/authsock"), 0o644);
+    loaded(Path::new("/old/authsock"));
+    assert!(machine.run(["install"]).status.success());
+    assert_eq!(machine.told(), ["daemon-reload", "try-restart authsock.service"]);
+}
+
+#[test]
+fn an_attempt_that_failed_in_the_middle_is_brought_to_its_end_by_the_next() {
+    let machine = Machine::new();
+    let _daemon = machine.ground.serve();
+    put(&machine.bin.join("no-reload"), "", 0o644);
+    let output = machine.run(["install"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text_of(&output).contains("reload refused"), "{}", text_of(&output));
+    assert_eq!(machine.told(), ["daemon-reload"], "nothing is enabled that systemd has not read");
+    std::fs::remove_file(machine.bin.join("no-reload")).unwrap();
+    machine.say("authsock.service", "NeedDaemonReload=yes\n");
+    assert!(machine.run(["install"]).status.success());
+    assert_eq!(machine.told(), ["daemon-reload", "enable --now authsock.socket"]);
+}
+
+#[test]
+fn a_unit_that_somebody_else_wrote_is_neither_overwritten_nor_removed() {
+    for unit in ["authsock.service", "authsock.socket"] {
+        let machine = Machine::new();
+        std::fs::create_dir_all(machine.units()).unwrap();
+        put(&machine.units().join(unit), "[Unit]\nDescription=mine\n", 0o644);
+        let before = files(&machine.ground.home());
+        let output = machine.run(["install"]);
+        assert_eq!(output.status.code(), Some(1));
+        let words = text_of(&output);
+        assert!(words.contains(unit) && words.contains("move it away"), "{words}");
+        let output = machine.run(["uninstall"]);
+        assert!(output.status.success(), "{}", text_of(&output));
+        assert!(text_of(&output).contains(unit), "{}", text_of(&output));
+        assert_eq!(files(&machine.ground.home()), before);
+        assert!(machine.told().is_empty());
+    }
+}
+
+#[test]
+fn without_a_user_manager_nothing_is_half_done_and_the_way_out_is_said() {
+    let machine = Machine::new();
+    put(&machine.bin.join("away"), "", 0o644);
+    let before = files(&machine.ground.home());
+    for verb in ["install", "uninstall"] {
+        let output = machine.run([verb]);
+        assert_eq!(output.status.code(), Some(1));
+        let words = text_of(&output);
+        for wanted in ["no user manager", "No medium found", "loginctl enable-linger"] {
+            assert!(words.contains(wanted), "{words}");
+        }
+    }
+    assert_eq!(files(&machine.ground.home()), before);
+}
+
+#[test]
+fn a_masked_unit_is_named_before_anything_is_written() {
+    for unit in ["authsock.service", "authsock.socket"] {
+        let machine = Machine::new();
+        machine.say(unit, "LoadState=masked\nActiveState=inactive\n");
+        let before = files(&machine.ground.home());
+        let output = machine.run(["install"]);
+        assert_eq!(output.status.code(), Some(1));
+        let words = text_of(&output);
+        assert!(words.contains(&format!("systemctl --user unmask {unit}")), "{words}");
+        assert_eq!(files(&machine.ground.home()), before);
+    }
+}
+
+#[test]
+fn a_program_in_a_build_directory_is_not_installed() {
+    let mut machine = Machine::new();
+    machine.ground.binary = AUTHSOCK.into();
+    let output = machine.run(["install"]);
+    assert_eq!(output.status.code(), Some(1));
+    let words = text_of(&output);
+    assert!(words.contains("build directory") && words.contains("cargo install"), "{words}");
+    assert!(!machine.units().exists());
+}
+
+#[test]
+fn uninstalling_leaves_what_was_there_before_and_the_configuration() {
+    let machine = Machine::new();
+    let before = files(&machine.ground.home());
+    let daemon = machine.ground.serve();
+    assert!(machine.run(["install"]).status.success());
+    drop(daemon);
+    // The fixture itself still listens on the old one; a stopped unit leaves one that is dead.
+    std::fs::remove_file(machine.ground.init_socket()).unwrap();
+    drop(crate::ground::bind_private(&machine.ground.init_socket()));
+    machine.told();
+    let output = machine.run(["uninstall"]);
+    assert!(output.status.success(), "{}", text_of(&output));
+    let names = |files: Vec<(PathBuf, u64, i64)>| files.into_iter().map(|file| file.0).collect::<Vec<_>>();
+    assert_eq!(names(files(&machine.ground.home())), names(before));
+    assert_eq!(std::fs::read_dir(machine.ground.runtime()).unwrap().count(), 0);
+    assert_eq!(
+        machine.told(),
+        [
+            "stop authsock.socket authsock.service",
+            "daemon-reload",
+            "reset-failed authsock.socket authsock.service"
+        ]
+    );
+    std::fs::remove_file(machine.bin.join("authsock.socket")).unwrap();
+    let output = machine.run(["uninstall"]);
+    assert!(output.status.success() && text_of(&output).contains("nothing to do"), "{}", text_of(&output));
+    assert!(machine.told().is_empty());
+    machine.ground.configure("");
+    let output = machine.run(["uninstall"]);
+    assert!(text_of(&output).contains("--purge"), "{}", text_of(&output));
+    assert!(machine.ground.home().join(".config/authsock/config.toml").exists());
+    assert!(machine.run(["uninstall", "--purge"]).status.success());
+    assert_eq!(std::fs::read_dir(machine.ground.home()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_daemon_that_a_client_started_keeps_what_it_uses() {
+    let machine = Machine::new();
+    machine.ground.json(["whoami"]);
+    let output = machine.run(["uninstall"]);
+    assert!(output.status.success(), "{}", text_of(&output));
+    assert!(text_of(&output).contains("kept"), "{}", text_of(&output));
+    machine.ground.json(["whoami"]);
+    assert!(machine.ground.token_path().exists() && !machine.ground.log().is_empty());
+}
+
+#[test]
+fn the_machine_s_units_are_for_root() {
+    let machine = Machine::new();
+    if crate::ground::is_root() {
+        let output = machine.run(["install", "--system", "--dry-run"]);
+        let words = text_of(&output);
+        assert!(output.status.success(), "{words}");
+        assert!(words.contains("/etc/systemd/system/authsock.socket"), "{words}");
+    } else {
+        let output = machine.run(["install", "--system"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text_of(&output).contains("--system is for root"), "{}", text_of(&output));
+    }
+    assert_eq!(machine.run(["install", "--system", "--user"]).status.code(), Some(2));
+}
