@@ -156,14 +156,33 @@ impl Setup {
         format!("{}/{}", self.domain, self.domain.label())
     }
 
-    /// The steps after which launchd does not know the job any more. It says so before it is so.
-    fn bootout(&self) -> [Step; 2] {
-        let target = self.target();
-        [
-            // The job may end by itself between the question and this.
-            Step::Run { words: launchctl(&["bootout", &target]), may_fail: true },
-            Step::AwaitGone(launchctl(&["print", &target])),
-        ]
+    /// The job under every name under which launchd may have it: whoever installed it may have been
+    /// logged in another way.
+    fn loaded(&self, ask: Ask<'_>) -> Result<Vec<String>, CannotInstall> {
+        let other = match self.domain {
+            Domain::Gui(uid) => Some(Domain::User(uid)),
+            Domain::User(uid) => Some(Domain::Gui(uid)),
+            Domain::System => None,
+        };
+        let other = other.map(|domain| format!("{domain}/{}", domain.label()));
+        let mut loaded = Vec::new();
+        for target in std::iter::once(self.target()).chain(other) {
+            if ask(&launchctl(&["print", &target]))? {
+                loaded.push(target);
+            }
+        }
+        Ok(loaded)
+    }
+
+    /// The steps after which launchd does not know these jobs any more. It says so before it is so.
+    fn bootout(targets: &[String]) -> impl Iterator<Item = Step> {
+        targets.iter().flat_map(|target| {
+            [
+                // The job may end by itself between the question and this.
+                Step::Run { words: launchctl(&["bootout", target]), may_fail: true },
+                Step::AwaitGone(launchctl(&["print", target])),
+            ]
+        })
     }
 
     /// What is to be done so that launchd starts `program` at the first connection. Nothing is changed
@@ -179,15 +198,13 @@ impl Setup {
             return Err(CannotInstall::NotOurs(self.file.clone()));
         }
         let is_current = found == Found::Ours(text.clone());
-        let is_loaded = ask(&launchctl(&["print", &self.target()]))?;
+        let loaded = self.loaded(ask)?;
         let mut plan = Plan::default();
-        if is_current && is_loaded {
+        if is_current && loaded == [self.target()] {
             return Ok(plan);
         }
-        if is_loaded {
-            // Before the file is written: if this fails, the next attempt still sees that it must.
-            plan.steps.extend(self.bootout());
-        }
+        // Before the file is written: if this fails, the next attempt still sees that it must.
+        plan.steps.extend(Setup::bootout(&loaded));
         // launchd opens the log, and does not make its directory.
         if let Some(logs) = self.log.parent().filter(|logs| !logs.is_dir()) {
             plan.steps.push(Step::MakeDirectory(logs.to_path_buf()));
@@ -221,11 +238,18 @@ impl Setup {
             }
             Found::Nothing | Found::Ours(_) => {}
         }
-        if ask(&launchctl(&["print", &self.target()]))? {
-            plan.steps.extend(self.bootout());
-        }
+        plan.steps.extend(Setup::bootout(&self.loaded(ask)?));
         if self.file.exists() {
             plan.steps.push(Step::Remove { path: self.file.clone(), and_if_empty: Vec::new() });
+        }
+        // Those of a user lie among that user's other files, which go after this.
+        if self.domain == Domain::System {
+            if self.log.exists() {
+                plan.steps.push(Step::Remove { path: self.log.clone(), and_if_empty: Vec::new() });
+            }
+            if self.socket.exists() {
+                plan.steps.push(Step::RemoveDeadSocket(self.socket.clone()));
+            }
         }
         Ok(plan)
     }
@@ -255,6 +279,11 @@ mod tests {
         Setup::of(Scope::User, 501, Some(home), &places, &|_| Ok(has_screen)).unwrap()
     }
 
+    /// A launchd that has the job in this domain only.
+    fn has_in(domain: &str) -> impl Fn(&[String]) -> Result<bool, CannotInstall> {
+        move |words| Ok(words[2] == format!("{domain}/{AGENT}"))
+    }
+
     fn words(plan: &Plan) -> Vec<String> {
         plan.steps.iter().map(ToString::to_string).collect()
     }
@@ -263,7 +292,7 @@ mod tests {
     fn a_loaded_job_goes_and_is_gone_before_its_file_changes_and_it_comes_back() {
         let temp = tempfile::tempdir().unwrap();
         let setup = setup(temp.path(), true);
-        let plan = setup.install(Path::new("/a/authsock"), &|_| Ok(true)).unwrap();
+        let plan = setup.install(Path::new("/a/authsock"), &has_in("gui/501")).unwrap();
         let words = words(&plan);
         assert_eq!(words[0], "run launchctl bootout gui/501/org.authsock.agent");
         assert_eq!(words[1], "wait until `launchctl print gui/501/org.authsock.agent` finds nothing");
@@ -297,10 +326,14 @@ mod tests {
                 step.carry_out().unwrap();
             }
         }
-        assert!(words(&setup.install(program, &|_| Ok(true)).unwrap()).is_empty());
-        let moved = words(&setup.install(Path::new("/b/authsock"), &|_| Ok(true)).unwrap());
+        assert!(words(&setup.install(program, &has_in("gui/501")).unwrap()).is_empty());
+        let moved = words(&setup.install(Path::new("/b/authsock"), &has_in("gui/501")).unwrap());
         assert!(moved.iter().any(|words| words.starts_with("write ")), "{moved:?}");
-        let plan = setup.uninstall(&|_| Ok(true)).unwrap();
+        // Installed by ssh before, and now at the screen: two jobs would want one socket.
+        let both = words(&setup.install(program, &has_in("user/501")).unwrap());
+        assert_eq!(both[0], "run launchctl bootout user/501/org.authsock.agent");
+        assert!(both.last().unwrap().starts_with("run launchctl bootstrap gui/501 "), "{both:?}");
+        let plan = setup.uninstall(&has_in("user/501")).unwrap();
         assert_eq!(plan.steps.len(), 3, "{:?}", words(&plan));
         plan.steps[2].carry_out().unwrap();
         assert!(words(&setup.uninstall(&|_| Ok(false)).unwrap()).is_empty());
