@@ -265,6 +265,12 @@ pub fn service_runtime_directory(env: Env<'_>) -> Option<PathBuf> {
     path.is_absolute().then_some(path)
 }
 
+/// The token that the service manager gives a daemon as a credential (`LoadCredential=`,
+/// systemd.exec(5)), if its service has any credentials. Only a daemon of an init system may ask.
+pub fn service_credential(env: Env<'_>) -> Option<PathBuf> {
+    absolute(env, var::CREDENTIALS_DIRECTORY).map(|dir| dir.join(CREDENTIAL_FILE))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

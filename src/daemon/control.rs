@@ -71,6 +71,8 @@ pub(super) struct Facts {
     /// The log's file, where the daemon keeps one itself.
     pub(super) log: Option<PathBuf>,
     pub(super) uid: u32,
+    /// Whether the service's credential says what the owner's token is.
+    pub(super) has_credential: bool,
 }
 
 /// Who calls.
@@ -225,6 +227,7 @@ fn status(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         "uid": facts.uid,
         "uptime_seconds": facts.started.elapsed().as_secs(),
         "mode": if caller.hub.users.is_some() { "system" } else { "user" },
+        "token_source": if facts.has_credential { "credential" } else { "file" },
         "activation": match facts.starter { Starter::Init => "init", Starter::Client => "on_demand" },
         "sockets": facts.sockets,
         "log": facts.log,
@@ -454,6 +457,10 @@ fn replace_file_of(caller: &Caller<'_>, id: &SessionId) -> Result<Verifier, RpcE
     match (&caller.hub.users, uid) {
         (Some(users), Some(uid)) if *id != SessionId::owner() => {
             users.mint(uid).map_err(|error| failed(&error))
+        }
+        _ if caller.hub.facts.has_credential => {
+            let words = "the owner's token is the service's credential authsock.token: replace it where the unit loads it from, and restart the daemon";
+            Err(RpcError::new(ErrorCode::NotPermitted, words))
         }
         _ => {
             let token = file::replace(&caller.hub.state, TOKEN_FILE).map_err(|error| failed(&error))?;

@@ -60,6 +60,8 @@ pub(super) struct Foundation {
     pub(super) store: Store,
     /// The users' tokens, if this is the daemon of the whole machine.
     pub(super) users: Option<Users>,
+    /// Whether the service's credential says what the owner's token is.
+    pub(super) has_credential: bool,
 }
 
 impl Foundation {
@@ -81,13 +83,24 @@ impl Foundation {
         let state = Dir::open_or_create(&state_path, own_uid())?;
         let mut lock = take_lock(starter, places, &state, patience).await?;
         let _ = lock.note_holder(std::process::id());
-        let (token, origin) = file::open_or_mint(&state, place::TOKEN_FILE)?;
+        // Other credentials of the service are none of ours: only one of this name counts.
+        let credential = place::service_credential(&place::process_env)
+            .filter(|path| starter == Starter::Init && path.symlink_metadata().is_ok());
+        let (token, origin) = match &credential {
+            Some(credential) => file::install_credential(&state, place::TOKEN_FILE, credential)?,
+            None => file::open_or_mint(&state, place::TOKEN_FILE)?,
+        };
         let path = state_path.join(place::TOKEN_FILE);
         match origin {
             Origin::Kept => tracing::debug!("the token in {} is kept", path.display()),
             Origin::Minted => tracing::info!(
                 authsock_event = "token_minted",
                 "there was no token in {}: a new one was made",
+                path.display()
+            ),
+            Origin::Installed => tracing::info!(
+                authsock_event = "token_installed",
+                "{} holds the token of the service's credential now",
                 path.display()
             ),
             Origin::Remade => tracing::warn!(
@@ -98,7 +111,15 @@ impl Foundation {
         }
         let users = if places.is_system() { Some(Users::open(&state)?) } else { None };
         let store = Store::open(&state)?;
-        Ok(Foundation { config, state, owner: Verifier::of(&token), lock, users, store })
+        Ok(Foundation {
+            config,
+            state,
+            owner: Verifier::of(&token),
+            lock,
+            users,
+            store,
+            has_credential: credential.is_some(),
+        })
     }
 }
 

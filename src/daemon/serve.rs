@@ -293,7 +293,7 @@ impl Server {
     async fn lay_foundation(&mut self, patience: Duration) -> Result<(), Fatal> {
         let laid =
             Foundation::lay(self.starter, &self.places, self.options.config.as_deref(), patience).await;
-        let Foundation { config, state, owner, lock, users, store } = laid?;
+        let Foundation { config, state, owner, lock, users, store, has_credential } = laid?;
         let uid = own_uid();
         let mut registry = Registry::new(uid, owner, now(), capacity(&config));
         let users = users.map(Arc::new);
@@ -326,6 +326,7 @@ impl Server {
                 sockets: self.doors.iter().map(|door| door.path.clone()).collect(),
                 log: self.options.log_path.clone(),
                 uid,
+                has_credential,
             },
             counts: Mutex::default(),
             complaints: Mutex::new(complaints),

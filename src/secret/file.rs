@@ -37,6 +37,8 @@ pub enum Origin {
     Minted,
     /// What was there was no token: every client's credential just became invalid.
     Remade,
+    /// The service's credential says so, and the file was made to say the same.
+    Installed,
 }
 
 /// Reads the daemon's token, or makes it where there is none.
@@ -58,6 +60,24 @@ pub fn open_or_mint(dir: &Dir, name: &str) -> Result<(Token, Origin), BadTokenFi
         Created::Ours => Ok((token, Origin::Minted)),
         Created::Theirs => Ok((read(dir, name)?, Origin::Kept)),
     }
+}
+
+/// Takes the daemon's token from a credential that its service was given, and has the daemon's own
+/// file, where clients look, say the same.
+///
+/// # Errors
+/// [`BadTokenFile`], naming the credential or the file; nothing was changed then.
+pub fn install_credential(dir: &Dir, name: &str, credential: &Path) -> Result<(Token, Origin), BadTokenFile> {
+    let token = read_as_client(credential)?;
+    match read(dir, name) {
+        Ok(there) if there == token => return Ok((token, Origin::Kept)),
+        Ok(_) | Err(BadTokenFile::NotAToken(_)) => {}
+        Err(BadTokenFile::Unusable(unusable)) if unusable.is_missing() => {}
+        // Whatever made it untrustworthy would be hidden.
+        Err(error) => return Err(error),
+    }
+    store(dir, name, &token)?;
+    Ok((token, Origin::Installed))
 }
 
 /// Puts a new token in the place of the old one: on disk before anybody knows of it.

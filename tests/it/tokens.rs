@@ -241,3 +241,51 @@ fn no_token_is_ever_printed_logged_or_put_into_arguments() {
     }
     let _ = PATIENCE;
 }
+
+#[test]
+fn a_service_s_credential_is_the_owner_s_token_and_a_bad_one_serves_nothing() {
+    let ground = Ground::new();
+    let credentials = ground.root().join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    std::fs::set_permissions(&credentials, PermissionsExt::from_mode(0o700)).unwrap();
+    let credential = credentials.join("authsock.token");
+    let given = "c5".repeat(32);
+    prepare(&ground, &"ab".repeat(32), 0o600);
+    put(&credential, &given, 0o400);
+    let serve = || {
+        let _ = std::fs::remove_file(ground.init_socket());
+        ground.serve_as(|command| {
+            command.env("CREDENTIALS_DIRECTORY", &credentials);
+        })
+    };
+    {
+        let _daemon = serve();
+        assert_eq!(ground.json(["whoami"])["session"]["id"], "owner");
+        assert_eq!(ground.token(), given, "clients find it where they look");
+        assert_eq!(std::fs::metadata(ground.token_path()).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(ground.json(["status"])["token_source"], "credential");
+        let refused = ground.authsock(["token", "rotate"]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{}", text_of(&refused));
+        assert!(text_of(&refused).contains("credential authsock.token"), "{}", text_of(&refused));
+        assert_eq!(ground.token(), given);
+    }
+    for (content, mode, words) in
+        [("nonsense", 0o400, "64 hexadecimal digits"), (&*given, 0o644, "wider than 0600")]
+    {
+        std::fs::remove_file(&credential).unwrap();
+        put(&credential, content, mode);
+        let daemon = serve();
+        let told = ground.authsock(["whoami"]).output().unwrap();
+        assert_eq!(told.status.code(), Some(3), "{}", text_of(&told));
+        assert!(daemon.wait_for_log(words).contains("credentials/authsock.token"));
+        assert_eq!(ground.token(), given, "nothing is changed");
+    }
+    std::fs::remove_file(&credential).unwrap();
+    let _daemon = serve();
+    assert_eq!(
+        ground.json(["status"])["token_source"],
+        "file",
+        "other credentials of a service are not ours"
+    );
+    assert_eq!(ground.token(), given);
+}
