@@ -309,11 +309,10 @@ impl Dir {
     /// # Errors
     /// [`Unusable`].
     pub fn open_or_create_passage(&self, name: &str) -> Result<Dir, Unusable> {
-        const PASSAGE: u32 = 0o711;
+        const PASSAGE: libc::mode_t = 0o711;
         let dir = Dir::open_or_create(&self.join(name), own_uid())?;
-        #[allow(clippy::useless_conversion)] // mode_t is 16 bits wide on macOS
-        let mode = Mode::from_bits_truncate(PASSAGE as libc::mode_t);
-        stat::fchmod(&dir.fd, mode).map_err(|errno| Unusable::io(&dir.path, "set the mode of", errno))?;
+        stat::fchmod(&dir.fd, Mode::from_bits_truncate(PASSAGE))
+            .map_err(|errno| Unusable::io(&dir.path, "set the mode of", errno))?;
         Ok(dir)
     }
 

@@ -10,6 +10,7 @@ import json
 import os
 import pwd
 import re
+import shutil
 import socket
 import stat
 import subprocess
@@ -18,6 +19,7 @@ import time
 import traceback
 
 SOCKET, STATE, CONFIG = "/run/authsock.sock", "/run/authsock", "/etc/authsock/config.toml"
+DROPIN = "/etc/systemd/system/authsock.service.d"
 GROUP = "authsock-users"
 # How long anything may take that should take no time. No check asserts a speed.
 PATIENCE = 20
@@ -110,6 +112,10 @@ def fresh(config=None):
     systemctl("stop", "authsock.socket", "authsock.service")
     systemctl("clean", "--what=runtime", "authsock.service", fails=True)
     run("rm", "-rf", STATE)
+    if os.environ.get("HARDENED"):
+        os.makedirs(DROPIN, exist_ok=True)
+        shutil.copyfile("/opt/system/hardened.conf", f"{DROPIN}/hardened.conf")
+        systemctl("daemon-reload")
     configure(POLICY if config is None else config)
     systemctl("reset-failed", "authsock.socket", "authsock.service", fails=True)
     systemctl("start", "authsock.socket")

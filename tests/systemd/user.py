@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -33,7 +34,21 @@ TOKEN = f"{STATE}/token"
 CONFIG = f"{HOME}/.config/authsock/config.toml"
 SERVICE, SOCKET_UNIT = "authsock.service", "authsock.socket"
 DROPINS = "/etc/systemd/user"
+# Whether every check stands on a service with the drop-in hardened.conf.
+HARDENED = os.environ.get("HARDENED") == "1"
 SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
+
+# What does not hold under hardened.conf, each with the reason: there a user namespace of its own
+# shows the daemon root and every other user as one (65534), so it refuses them all and names none.
+ONE_FOR_ALL = "root and all other users are one, 65534, to the daemon"
+NOT_HARDENED = {
+    "with every other guard open another user is refused before a byte is read, and the journal names it": ONE_FOR_ALL,
+    "another user is refused even with the owner's token": ONE_FOR_ALL,
+    "another user is refused by a daemon that cannot serve, too": ONE_FOR_ALL,
+    "another user's connection that starts the daemon is refused all the same": ONE_FOR_ALL,
+    "root is refused by default before a byte is read, and the journal names it": ONE_FOR_ALL,
+    "root is admitted with allow_root, but not without a token": ONE_FOR_ALL,
+}
 
 # How long anything may take that should take no time. No check asserts a speed.
 PATIENCE = 20
@@ -268,6 +283,9 @@ def ground(config="", **units):
             os.rmdir(path)
         else:
             os.unlink(path)
+    if HARDENED:
+        os.makedirs(f"{DROPINS}/{SERVICE}.d", exist_ok=True)
+        shutil.copyfile("/opt/user/hardened.conf", f"{DROPINS}/{SERVICE}.d/hardened.conf")
     for name, text in units.items():
         path = f"{DROPINS}/{name.replace('__', '.')}"
         if name in ("authsock__socket", "authsock__service"):
@@ -1031,8 +1049,13 @@ def _():
 def main():
     print("      " + run("systemctl", "--version").stdout.splitlines()[0] + f", kernel {os.uname().release}, seed {SEED}")
     failed = 0
+    unknown = NOT_HARDENED.keys() - {name for name, _ in CHECKS}
+    assert not unknown, f"there are no such checks: {unknown}"
     for name, function in CHECKS:
         if os.environ.get("ONLY", "") not in name:
+            continue
+        if HARDENED and name in NOT_HARDENED:
+            print(f"skip  {name}: {NOT_HARDENED[name]}")
             continue
         began, wall = time.monotonic(), time.time()
         try:
