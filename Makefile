@@ -69,4 +69,7 @@ install:
 			to='$(DESTDIR)'"$${place#* }"; mkdir -p "$$to" && install -m 644 "$$made/$${place%% *}" "$$to/" || exit 1; \
 		done
 	$(call put,README.md CHANGELOG.md $(wildcard LICENSE-* docs/*.md),$(DOC))
-	$(if $(EXAMPLES),$(call put,$(EXAMPLES),$(DOC)/examples))
+	umask 022; for example in $(EXAMPLES); do \
+		to='$(DOC)/examples/'"$${example#systemd/}"; mkdir -p "$${to%/*}" && \
+		install -m 644 "$$example" "$$to" || exit 1; \
+	done
