@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Shows under a real systemd that `authsock doctor` names what is broken there, and leaves everything as it was.
 
-Ground and helpers are those of user.py, which lies beside it. Around every look at the doctor's report
+Around every look at the doctor's report
 stand two pictures of the user's files, units and processes, which must be the same.
 """
 
@@ -11,16 +11,14 @@ import json
 import os
 import socket
 import stat
+import subprocess
 import sys
 
-import user
-from user import (
-    HOME, RUNTIME, SERVICE, SOCKET, SOCKET_UNIT, TESTER, TOKEN,
-    answered, as_user, ask, authsock, check, daemon_pid, ground, run, same, serving, show, systemctl, token, until,
+from stage import check, main, run, same, until
+from tester import (
+    DROPINS, HOME, OTHER, PONG, RUNTIME, Raw, SERVICE, SOCKET, SOCKET_UNIT, TESTER, TOKEN, answered, as_user, ask, authsock,
+    configure, daemon_pid, ground, in_process_of, serving, show, systemctl, token, unit_journal,
 )
-
-# Its own checks belong to a boot of their own.
-user.CHECKS.clear()
 
 STATES = (
     "LoadState ActiveState SubState Result UnitFileState NRestarts NAccepted NConnections NRefused MainPID InvocationID "
@@ -31,7 +29,7 @@ STATES = (
 def files():
     """Everything below the user's directories: kind and mode, owner, size, time, inode, content."""
     found = {}
-    for top in (HOME, RUNTIME, user.DROPINS):
+    for top in (HOME, RUNTIME, DROPINS):
         for directory, names, others in os.walk(top):
             for path in [directory] + [f"{directory}/{name}" for name in names + others]:
                 meta = os.lstat(path)
@@ -127,7 +125,7 @@ def _():
 
     def gave_up():
         with contextlib.suppress(OSError):
-            with user.Raw() as raw:
+            with Raw() as raw:
                 raw.receive()
         return show(SOCKET_UNIT, "ActiveState") == "failed"
 
@@ -145,7 +143,7 @@ def _():
 
     def gave_up():
         with contextlib.suppress(OSError):
-            with user.Raw() as raw:
+            with Raw() as raw:
                 raw.receive()
         return show(SOCKET_UNIT, "ActiveState") == "failed"
 
@@ -206,7 +204,7 @@ def age():
 def _():
     serving()
     token()
-    user.configure("[limits]\nsessions = 0\n")
+    configure("[limits]\nsessions = 0\n")
     found = doctor()
     names(found, "problem", "configuration-invalid", "config.toml")
     assert any("line 2" in entry[3] for entry in found), found
@@ -221,22 +219,22 @@ def _():
         names(doctor(), "problem", "token-mode", TOKEN)
     finally:
         os.chmod(TOKEN, 0o600)
-    same(ask(token()), user.PONG, "the daemon after it")
+    same(ask(token()), PONG, "the daemon after it")
 
 
 @check("a process of another user is named with its user and the directory that is closed to it")
 def _():
     serving()
     token()
-    pid, _ = user.in_process_of(user.OTHER, lambda: None)
+    pid, _ = in_process_of(OTHER, lambda: None)
     names(doctor("--pid", str(pid)), "problem", "process-gone", f"process {pid}")
     with contextlib.ExitStack() as stack:
-        child = user.subprocess.Popen(["sleep", "600"], user=user.OTHER, group=user.OTHER, extra_groups=[])
+        child = subprocess.Popen(["sleep", "600"], user=OTHER, group=OTHER, extra_groups=[])
         stack.callback(child.wait)
         stack.callback(child.kill)
         found = doctor("--pid", str(child.pid))
     names(found, "problem", "process-user", f"process {child.pid}")
-    assert any(f"uid {user.OTHER} is not uid {TESTER}" in entry[3] for entry in found), found
+    assert any(f"uid {OTHER} is not uid {TESTER}" in entry[3] for entry in found), found
 
 
 @check("a user without a manager is told so, and that is no problem where nothing is installed for it")
@@ -254,4 +252,4 @@ def _():
 
 
 if __name__ == "__main__":
-    sys.exit(user.main())
+    sys.exit(main(after_failure=unit_journal))

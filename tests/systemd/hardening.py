@@ -1,22 +1,23 @@
 #!/usr/bin/env python3
 """Shows under a real systemd what the units cost and buy in hardening, for a user and for the machine.
 
-Like user.py, whose means it uses: each check is a sentence on ground of its own, run as root inside
-a throwaway system. What the daemon of the machine does for users is for system.py to show.
+Each check is a sentence on ground of its own. What the daemon of the machine does for users is for
+system.py to show.
 """
 
+import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 
-sys.path.insert(0, os.path.dirname(__file__))
-sys.dont_write_bytecode = True
-import user  # noqa: E402
-from user import PONG, SERVICE, SOCKET_UNIT, ask, check, ground, run, same, show, systemctl, token  # noqa: E402
+from stage import check, main, run, same, secrets
+from tester import (
+    OTHER, PONG, RUNTIME, SERVICE, SOCKET_UNIT, TESTER, answered, ask, authsock, configure, ground, show, systemctl, token,
+    unit_journal,
+)
 
-user.CHECKS.clear()
-user.NOT_HARDENED.clear()
 SYSTEM = "/etc/systemd/system/authsock.service.d"
 
 
@@ -53,7 +54,7 @@ def serves_the_machine():
     same(ask("0" * 64, path="/run/authsock.sock", uid=0), "denied", "a client that starts the daemon")
     with open("/run/authsock/token", encoding="ascii") as file:
         secret = file.read()
-    user.secrets.add(secret)
+    secrets.add(secret)
     same(oct(os.stat("/run/authsock").st_mode & 0o7777), "0o711", "the mode of /run/authsock")
     root_ctl("reload", SERVICE)
     same(ask(secret, path="/run/authsock.sock", uid=0), PONG, "a client after a reload")
@@ -94,9 +95,9 @@ def _():
 
 
 def directory_of_a_session():
-    done = user.authsock("run", "--name", "placed", "--", "authsock", "whoami", "--json")
+    done = authsock("run", "--name", "placed", "--", "authsock", "whoami", "--json")
     same(done.returncode, 0, f"run: {done.stderr.strip()}")
-    return user.json.loads(done.stdout)["session"].get("cwd")
+    return json.loads(done.stdout)["session"].get("cwd")
 
 
 @check("the working directory of a session is known, and not under hardened.conf")
@@ -111,8 +112,8 @@ def _():
 def _():
     harden_user("[policy]\nallow_root = true\n", authsock__socket="[Socket]\nSocketMode=0666\n")
     same(ask("0" * 64), "denied", "the user")
-    os.chmod(user.RUNTIME, 0o711)
-    for uid in (0, user.OTHER):
+    os.chmod(RUNTIME, 0o711)
+    for uid in (0, OTHER):
         same(ask(token(), uid=uid), "peer_denied", f"uid {uid}")
 
 
@@ -121,11 +122,11 @@ def _():
     harden_user()
     script = "cat \"$AUTHSOCK_TOKEN_FILE\"; echo; read -r _"
     words = ["as-tester", "authsock", "run", "--", "sh", "-c", script]
-    pipe = user.subprocess.PIPE
-    with user.subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as session:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as session:
         secret = session.stdout.readline().strip()
         assert re.fullmatch("[0-9a-f]{64}", secret), "no token came out of the session's file"
-        user.secrets.add(secret)
+        secrets.add(secret)
         same(ask(secret), "binding", "the thief")
         session.stdin.close()
 
@@ -156,33 +157,33 @@ def _():
         ground("", authsock__service=file.read())
     done = run("as-tester", "systemd-analyze", "--user", "--man=no", "verify", SOCKET_UNIT, SERVICE)
     same((done.stdout + done.stderr).strip(), "", "systemd-analyze --user verify")
-    same(user.authsock("whoami").returncode, 0, "a client")
+    same(authsock("whoami").returncode, 0, "a client")
     same(show(SERVICE, "Type"), "notify-reload", "the type")
     for seconds in range(100, 110):
-        user.configure(f"[lifecycle]\nidle_exit_seconds = {seconds}\n")
+        configure(f"[lifecycle]\nidle_exit_seconds = {seconds}\n")
         systemctl("reload", SERVICE)
-        same(user.answered("status")["idle_exit_seconds"], seconds, "what holds after the reload")
+        same(answered("status")["idle_exit_seconds"], seconds, "what holds after the reload")
 
 
 @check("a token that the unit loads as a credential is the owner's, and one that is no token is told to every client")
 def _():
     secret = "c5" * 32
-    user.secrets.add(secret)
+    secrets.add(secret)
     path = "/run/given.token"
     with open(path, "w", encoding="ascii") as file:
         file.write(secret)
-    os.chown(path, user.TESTER, user.TESTER)
+    os.chown(path, TESTER, TESTER)
     os.chmod(path, 0o600)
     for dropin in (f"LoadCredential=authsock.token:{path}", f"SetCredential=authsock.token:{secret}"):
         ground("", authsock__service=f"[Service]\n{dropin}\n")
-        same(user.authsock("whoami").returncode, 0, dropin.split("=")[0])
-        same(user.answered("status")["token_source"], "credential", "its source")
+        same(authsock("whoami").returncode, 0, dropin.split("=")[0])
+        same(answered("status")["token_source"], "credential", "its source")
         assert token() == secret, "clients find another token where they look"
     ground("", authsock__service="[Service]\nSetCredential=authsock.token:nonsense\n")
-    done = user.authsock("whoami")
+    done = authsock("whoami")
     same(done.returncode, 3, f"a client of a daemon without a token: {done.stderr}")
     assert "credentials" in show(SERVICE, "StatusText"), show(SERVICE, "StatusText")
 
 
 if __name__ == "__main__":
-    sys.exit(user.main())
+    sys.exit(main(after_failure=unit_journal))

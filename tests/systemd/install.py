@@ -3,7 +3,6 @@
 
 Each check is a sentence. It runs as root inside a throwaway system (tests/systemd/run boots it) in
 which the program lies in /usr/local/bin and no unit is installed; what a user does, it does as that user.
-A line beginning with "ok" or "FAIL" is one check; tests/systemd/run counts them.
 """
 
 import contextlib
@@ -14,8 +13,8 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-import traceback
+
+from stage import PATIENCE, check, main, run, same, until
 
 HOME = os.environ["TESTER_HOME"]
 RUNTIME = os.environ["TESTER_RUNTIME_DIR"]
@@ -26,44 +25,8 @@ UNITS = f"{HOME}/.config/systemd/user"
 SERVICE, SOCKET_UNIT = "authsock.service", "authsock.socket"
 PROGRAM = "/usr/local/bin/authsock"
 
-# How long anything may take that should take no time. No check asserts a speed.
-PATIENCE = 20
-CHECKS = []
-
-
-def check(name):
-    """Makes a function a check; the name is what it shows."""
-
-    def note(function):
-        CHECKS.append((name, function))
-        return function
-
-    return note
-
-
-def until(what, probe, patience=PATIENCE):
-    """Waits for a state that nothing announces, and returns what the probe found."""
-    deadline = time.monotonic() + patience
-    while True:
-        found = probe()
-        if found:
-            return found
-        if time.monotonic() >= deadline:
-            raise AssertionError(f"{what}: still not so after {patience} s")
-        time.sleep(0.02)
-
-
-def same(found, wanted, what):
-    assert found == wanted, f"{what}: {found!r}, not {wanted!r}"
-
 
 # --- commands -----------------------------------------------------------------------------------
-
-
-def run(*command, **options):
-    return subprocess.run(
-        command, capture_output=True, text=True, errors="replace", timeout=90, stdin=subprocess.DEVNULL, **options
-    )
 
 
 def systemctl(*words, fails=False):
@@ -449,27 +412,12 @@ def nothing_of_a_package(directory, texts):
         systemctl("daemon-reload")
 
 
-def main():
-    print("      " + run("systemctl", "--version").stdout.splitlines()[0] + f", kernel {os.uname().release}")
-    failed = 0
-    for name, function in CHECKS:
-        if os.environ.get("ONLY", "") not in name:
-            continue
-        began = time.monotonic()
-        try:
-            function()
-        except Exception as error:  # a check that fails must not hide the ones behind it
-            failed += 1
-            place = traceback.extract_tb(error.__traceback__)
-            lines = ", ".join(str(step.lineno) for step in place if step.filename == __file__)
-            print(f"FAIL  {name}: {type(error).__name__}: {error} (lines {lines})")
-            with contextlib.suppress(Exception):
-                retired()
-        else:
-            print(f"ok    {name} ({time.monotonic() - began:.1f} s)")
-    print("end of the scenario")
-    return 1 if failed else 0
+def start_over(_since):
+    """A check that failed leaves nothing to the next one, and has nothing of a journal to show."""
+    with contextlib.suppress(Exception):
+        retired()
+    return ""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(after_failure=start_over))

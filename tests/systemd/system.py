@@ -3,7 +3,6 @@
 
 Two users are admitted, one by name and one by a group, and a third is not. It runs as root inside a
 throwaway system (tests/systemd/run boots it), because it has to be each of them and the administrator.
-A line beginning with "ok" or "FAIL" is one check; tests/systemd/run counts them.
 """
 
 import json
@@ -15,47 +14,18 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-import traceback
+
+from stage import HARDENED, PATIENCE, check, main, run, secrets, until
 
 SOCKET, STATE, CONFIG = "/run/authsock.sock", "/run/authsock", "/etc/authsock/config.toml"
 DROPIN = "/etc/systemd/system/authsock.service.d"
 GROUP = "authsock-users"
-# How long anything may take that should take no time. No check asserts a speed.
-PATIENCE = 20
-CHECKS = []
-secrets = set()
-
-
-def check(name):
-    """Makes a function a check; the name is what it shows."""
-
-    def note(function):
-        CHECKS.append((name, function))
-        return function
-
-    return note
-
-
-def run(*command, **options):
-    return subprocess.run(
-        command, capture_output=True, text=True, errors="replace", timeout=60, stdin=subprocess.DEVNULL, **options
-    )
 
 
 def systemctl(*words, fails=False):
     done = run("systemctl", "--no-pager", *words)
     assert fails or done.returncode == 0, f"systemctl {' '.join(words)}: {done.stderr.strip()}"
     return done.stdout
-
-
-def until(what, probe):
-    """Waits for a state that nothing announces, and returns what the probe found."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := probe()):
-        assert time.monotonic() < deadline, f"{what}: still not so after {PATIENCE} s"
-        time.sleep(0.02)
-    return found
 
 
 class User:
@@ -112,7 +82,7 @@ def fresh(config=None):
     systemctl("stop", "authsock.socket", "authsock.service")
     systemctl("clean", "--what=runtime", "authsock.service", fails=True)
     run("rm", "-rf", STATE)
-    if os.environ.get("HARDENED"):
+    if HARDENED:
         os.makedirs(DROPIN, exist_ok=True)
         shutil.copyfile("/opt/system/hardened.conf", f"{DROPIN}/hardened.conf")
         systemctl("daemon-reload")
@@ -512,27 +482,9 @@ def _():
     assert not any(secret.strip() and secret in text for secret in secrets)
 
 
-def main():
-    print(run("systemctl", "--version").stdout.splitlines()[0], flush=True)
-    failed = 0
-    wanted = os.environ.get("ONLY", "")
-    for name, function in CHECKS:
-        if wanted not in name:
-            continue
-        try:
-            function()
-            print(f"ok    {name}", flush=True)
-        except Exception as error:
-            failed += 1
-            words = f"{type(error).__name__}: {error}"
-            for secret in secrets:
-                words = words.replace(secret, "<token>") if secret else words
-            print(f"FAIL  {name}\n      {words}", flush=True)
-            if not isinstance(error, AssertionError):
-                traceback.print_exc()
-            print(run("journalctl", "-n15", "-u", "authsock*", "--no-pager", "-ocat").stdout, flush=True)
-    print("end of the scenario", flush=True)
-    return 1 if failed else 0
+def unit_journal(_since):
+    return run("journalctl", "-n15", "-u", "authsock*", "--no-pager", "-ocat").stdout
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main(after_failure=unit_journal))

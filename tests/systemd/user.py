@@ -2,41 +2,29 @@
 """Shows under a real systemd, in one user's own manager, what the units and the daemon promise there.
 
 Each check is a sentence and stands on ground of its own: units freshly started, no drop-in, a
-configuration that it gives itself. It runs as root inside a throwaway system (tests/systemd/run
-boots it), because somebody has to kill the daemon, read the whole journal, and be another user.
-A line beginning with "ok" or "FAIL" is one check; tests/systemd/run counts them.
+configuration that it gives itself.
 """
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 
-TESTER = int(os.environ["TESTER_UID"])
-OTHER = int(os.environ["OTHER_UID"])
-HOME = os.environ["TESTER_HOME"]
-RUNTIME = os.environ["TESTER_RUNTIME_DIR"]
-SOCKET = f"{RUNTIME}/authsock.sock"
-STATE = f"{RUNTIME}/authsock"
-TOKEN = f"{STATE}/token"
-CONFIG = f"{HOME}/.config/authsock/config.toml"
-SERVICE, SOCKET_UNIT = "authsock.service", "authsock.socket"
-DROPINS = "/etc/systemd/user"
-# Whether every check stands on a service with the drop-in hardened.conf.
-HARDENED = os.environ.get("HARDENED") == "1"
-SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
+from stage import PATIENCE, SEED, check, main, run, same, secrets, until
+from tester import (
+    DROPINS, HOME, OTHER, PONG, RUNTIME, Raw, SERVICE, SOCKET, SOCKET_UNIT, STATE, TESTER, TOKEN, answered,
+    ask, assert_healthy, authsock, configure, daemon_pid, ground, in_process_of, journal, journal_now,
+    logged, request, serving, show, systemctl, token, token_file, unit_journal,
+)
 
 # What does not hold under hardened.conf, each with the reason: there a user namespace of its own
 # shows the daemon root and every other user as one (65534), so it refuses them all and names none.
@@ -49,271 +37,6 @@ NOT_HARDENED = {
     "root is refused by default before a byte is read, and the journal names it": ONE_FOR_ALL,
     "root is admitted with allow_root, but not without a token": ONE_FOR_ALL,
 }
-
-# How long anything may take that should take no time. No check asserts a speed.
-PATIENCE = 20
-# Every token that was seen, to be looked for where none may be.
-secrets = set()
-CHECKS = []
-
-
-def check(name):
-    """Makes a function a check; the name is what it shows."""
-
-    def note(function):
-        CHECKS.append((name, function))
-        return function
-
-    return note
-
-
-def without_secrets(text):
-    for secret in secrets:
-        text = text.replace(secret, "<token>")
-    return text
-
-
-def until(what, probe, patience=PATIENCE):
-    """Waits for a state that nothing announces, and returns what the probe found."""
-    deadline = time.monotonic() + patience
-    while True:
-        found = probe()
-        if found:
-            return found
-        if time.monotonic() >= deadline:
-            raise AssertionError(f"{what}: still not so after {patience} s")
-        time.sleep(0.02)
-
-
-def same(found, wanted, what):
-    assert found == wanted, f"{what}: {found!r}, not {wanted!r}"
-
-
-# --- commands -----------------------------------------------------------------------------------
-
-
-def run(*command, **options):
-    return subprocess.run(
-        command, capture_output=True, text=True, errors="replace", timeout=60, stdin=subprocess.DEVNULL, **options
-    )
-
-
-def systemctl(*words, fails=False):
-    done = run("as-tester", "systemctl", "--user", "--no-pager", *words)
-    assert fails or done.returncode == 0, f"systemctl --user {' '.join(words)}: {done.stderr.strip()}"
-    return done.stdout
-
-
-def show(unit, what):
-    return systemctl("show", unit, "--value", "-p", what).strip()
-
-
-def authsock(*words):
-    return run("as-tester", "authsock", *words)
-
-
-def answered(*words):
-    """What the command line says as JSON; it must succeed."""
-    done = authsock(*words, "--json")
-    assert done.returncode == 0, f"authsock {' '.join(words)}: {done.returncode}: {done.stderr.strip()}"
-    return json.loads(done.stdout)
-
-
-def daemon_pid():
-    return int(show(SERVICE, "MainPID"))
-
-
-def token():
-    """The owner's token."""
-    with open(TOKEN, encoding="ascii") as file:
-        text = file.read()
-    assert re.fullmatch("[0-9a-f]{64}", text), "the token's file does not hold 64 hexadecimal digits and nothing else"
-    secrets.add(text)
-    return text
-
-
-def token_file():
-    """What must not change of the token's file. The text goes by its hash, since it is compared in messages."""
-    found = os.stat(TOKEN)
-    mode = stat.S_IMODE(found.st_mode)
-    return found.st_ino, oct(mode), found.st_uid, hashlib.sha256(token().encode()).hexdigest()[:12]
-
-
-# --- the journal --------------------------------------------------------------------------------
-
-
-def journal_now():
-    run("journalctl", "--sync")
-    return json.loads(run("journalctl", "-n1", "-ojson").stdout)["__CURSOR"]
-
-
-def journal(since, **fields):
-    """The entries since then with these fields. journalctl itself may skip the first one that
-    matches (252: a cursor whose own entry does not match)."""
-    run("journalctl", "--sync")
-    lines = run("journalctl", "-ojson", "--all", f"--after-cursor={since}").stdout.splitlines()
-    entries = [json.loads(line) for line in lines]
-    return [entry for entry in entries if all(entry.get(name) == str(value) for name, value in fields.items())]
-
-
-def logged(since, **fields):
-    """Waits for an entry; what is logged comes by a socket of its own."""
-    return until(f"a journal entry with {fields}", lambda: journal(since, **fields))
-
-
-# --- clients ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def as_user(uid):
-    """Makes this process another user for a moment: the kernel tells a listener the effective one."""
-    os.setegid(uid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-
-
-class Raw:
-    """A client that knows nothing but the plain handshake."""
-
-    def __init__(self, path=SOCKET, uid=TESTER):
-        self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.stream.settimeout(PATIENCE)
-        with as_user(uid) if os.getuid() == 0 else contextlib.nullcontext():
-            self.stream.connect(path)
-        self.lines = self.stream.makefile("rb")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.lines.close()
-        self.stream.close()
-
-    def send(self, *messages):
-        self.stream.sendall(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
-
-    def receive(self):
-        """The next message, or None at the end."""
-        line = self.lines.readline()
-        return json.loads(line) if line else None
-
-    def enter(self, secret):
-        """The handshake, and nothing with it."""
-        self.send({"type": "auth", "token": secret})
-        result = self.receive()
-        assert result and result["success"], f"refused: {result}"
-
-
-def request(method):
-    return {"jsonrpc": "2.0", "id": 1, "method": method}
-
-
-def ask(secret, method="ping", path=SOCKET, uid=TESTER):
-    """One exchange: what the method gave, or the code of the refusal, or that there was no word."""
-    with Raw(path, uid) as raw:
-        try:
-            raw.send({"type": "auth", "token": secret}, request(method))
-        except BrokenPipeError:
-            pass  # refused before we spoke: the word can still be read
-        result = raw.receive()
-        if result is None:
-            return "no word"
-        if not result["success"]:
-            return result["error"]["code"]
-        return (raw.receive() or {}).get("result", "no answer")
-
-
-PONG = {"pong": True}
-
-
-def in_process_of(uid, function):
-    """Runs a function in a process that is wholly another user's. Returns its pid and what it gave."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-            with os.fdopen(writer, "w") as out:
-                json.dump(function(), out)
-            status = 0
-        except BaseException:  # whatever it is, this process must not go on as a second scenario
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as words:
-        text = words.read()
-    status = os.waitpid(child, 0)[1]
-    assert status == 0, f"the process of uid {uid} failed"
-    return child, json.loads(text)
-
-
-# --- ground -------------------------------------------------------------------------------------
-
-
-def configure(text):
-    """Puts the configuration there, as the user would."""
-    with as_user(TESTER):
-        os.makedirs(os.path.dirname(CONFIG), exist_ok=True)
-        with open(CONFIG + ".new", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(CONFIG + ".new", CONFIG)
-
-
-def own_units():
-    return [path for path in glob.glob(f"{DROPINS}/*authsock*") if not path.startswith(f"{DROPINS}/sockets.target")]
-
-
-def ground(config="", **units):
-    """Both units stopped, no files of an earlier check, then the socket started. A unit or drop-in
-    is named like its file, with __ for the dot and in_ for the directory."""
-    extra = [os.path.basename(path) for path in own_units() if path.endswith(".socket")]
-    systemctl("stop", SOCKET_UNIT, SERVICE, *extra)
-    for path in own_units():
-        if os.path.isdir(path):
-            for file in os.listdir(path):
-                os.unlink(f"{path}/{file}")
-            os.rmdir(path)
-        else:
-            os.unlink(path)
-    if HARDENED:
-        os.makedirs(f"{DROPINS}/{SERVICE}.d", exist_ok=True)
-        shutil.copyfile("/opt/user/hardened.conf", f"{DROPINS}/{SERVICE}.d/hardened.conf")
-    for name, text in units.items():
-        path = f"{DROPINS}/{name.replace('__', '.')}"
-        if name in ("authsock__socket", "authsock__service"):
-            os.makedirs(f"{path}.d", exist_ok=True)
-            path += ".d/check.conf"
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    os.chmod(RUNTIME, 0o700)
-    configure(config)
-    systemctl("daemon-reload")
-    systemctl("reset-failed")
-    for name in units:
-        if name.endswith("__socket") and name != "authsock__socket":
-            systemctl("start", name.replace("__", "."))
-    systemctl("start", SOCKET_UNIT)
-
-
-def serving(config="", **units):
-    """The ground, with a daemon on it that a client started; returns its pid."""
-    ground(config, **units)
-    found = ask("0" * 64)
-    assert found in ("denied", "not_permitted"), f"a client without the token: {found}"
-    return daemon_pid()
-
-
-def assert_healthy(restarts=0):
-    same(show(SOCKET_UNIT, "ActiveState"), "active", "the socket unit")
-    same(show(SERVICE, "NRestarts"), str(restarts), "restarts that nobody asked for")
 
 
 # --- units --------------------------------------------------------------------------------------
@@ -1045,34 +768,5 @@ def _():
     assert "serving on" in text, "the log was not read"
     same(sum(secret in text for secret in secrets), 0, "tokens in the log")
 
-
-def main():
-    print("      " + run("systemctl", "--version").stdout.splitlines()[0] + f", kernel {os.uname().release}, seed {SEED}")
-    failed = 0
-    unknown = NOT_HARDENED.keys() - {name for name, _ in CHECKS}
-    assert not unknown, f"there are no such checks: {unknown}"
-    for name, function in CHECKS:
-        if os.environ.get("ONLY", "") not in name:
-            continue
-        if HARDENED and name in NOT_HARDENED:
-            print(f"skip  {name}: {NOT_HARDENED[name]}")
-            continue
-        began, wall = time.monotonic(), time.time()
-        try:
-            function()
-        except Exception as error:  # a check that fails must not hide the ones behind it
-            failed += 1
-            place = traceback.extract_tb(error.__traceback__)
-            lines = ", ".join(str(step.lineno) for step in place if step.filename == __file__)
-            print(without_secrets(f"FAIL  {name}: {type(error).__name__}: {error} (lines {lines})"))
-            units = ["_SYSTEMD_USER_UNIT=authsock.service", "+", "USER_UNIT=authsock.service", "+", "USER_UNIT=authsock.socket"]
-            tail = run("journalctl", "-n12", "--no-pager", "-oshort-precise", f"--since=@{int(wall)}", *units)
-            print(without_secrets("".join(f"      | {line}\n" for line in tail.stdout.splitlines())), end="")
-        else:
-            print(f"ok    {name} ({time.monotonic() - began:.1f} s)")
-    print("end of the scenario")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(NOT_HARDENED, unit_journal))
