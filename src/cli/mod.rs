@@ -72,7 +72,7 @@ impl From<ConnectError> for Failure {
                 Some("unavailable" | "busy" | "timeout") => exit::NO_DAEMON,
                 _ => exit::REFUSED,
             },
-            ConnectError::Token(_) => exit::REFUSED,
+            ConnectError::Token(_) | ConnectError::TokenGone { .. } => exit::REFUSED,
             ConnectError::Socket { problem, .. } if problem.is_suspect() => exit::REFUSED,
             _ => exit::NO_DAEMON,
         };

@@ -27,6 +27,8 @@ use crate::wire::line::{Lines, TooLong};
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 /// How often a connection that ended before the daemon said anything is tried again.
 const LOST_MAX: u32 = 20;
+/// How often it is asked for whose token is not there: a daemon that has lost it is about to notice.
+const TOKENLESS_MAX: u32 = 8;
 
 /// What a caller may say of how to connect.
 #[derive(Debug, Clone, Default)]
@@ -66,6 +68,14 @@ pub enum ConnectError {
     /// There is no token.
     #[error(transparent)]
     Token(#[from] NoToken),
+    /// A daemon answers, but the token that it made is not where it belongs.
+    #[error("a daemon answers at {route}, but its token {path} is not there: somebody removed it, or it lies elsewhere{look}", path = path.display(), look = .route.look())]
+    TokenGone {
+        /// Where it should be.
+        path: PathBuf,
+        /// How the daemon was found.
+        route: Route,
+    },
     /// The configuration that was named cannot be used.
     #[error(transparent)]
     Config(#[from] BadConfig),
@@ -269,13 +279,17 @@ impl Connector<'_> {
         let mut pause = PAUSE.0;
         let mut lost = 0;
         let mut stale: Option<Token> = None;
-        let mut waited_for_token = false;
+        let mut tokenless = 0;
         loop {
             let route = route(&self.places, self.options.socket.as_deref());
             let found = match self.token() {
                 Ok(found) => Some(found),
-                // The first activation makes it; once a daemon answers, it must be there.
-                Err(NoToken::NotYet(_)) if !waited_for_token => None,
+                // The first activation makes it; once a daemon answers, it must be there. One from whom it was
+                // taken away makes room for another at that moment.
+                Err(NoToken::NotYet(path)) if tokenless > TOKENLESS_MAX => {
+                    return Err(ConnectError::TokenGone { path, route });
+                }
+                Err(NoToken::NotYet(_)) => None,
                 Err(error) => return Err(error.into()),
             };
             // Not the same stale token once more.
@@ -308,8 +322,10 @@ impl Connector<'_> {
                 }
                 Attempt::Failed(error) => return Err(error),
                 Attempt::TokenShouldExist => {
-                    waited_for_token = true;
-                    continue;
+                    tokenless += 1;
+                    if tokenless == 1 {
+                        continue;
+                    }
                 }
                 Attempt::Lost => {
                     lost += 1;

@@ -7,10 +7,12 @@ use tokio::time::{Instant, sleep};
 
 use super::store::Store;
 use super::users::Users;
+use super::watched::Watched;
 use crate::client::{self, Client};
 use crate::config::{BadConfig, Config};
 use crate::init::Starter;
 use crate::kernel::dir::{self, Dir, Lock, Unusable, own_uid};
+use crate::kernel::socket::inode_at;
 use crate::place::{self, Places, service_runtime_directory};
 use crate::secret::file::{self, BadTokenFile, Origin};
 use crate::secret::verifier::Verifier;
@@ -51,7 +53,6 @@ pub enum CannotServe {
 }
 
 /// What a daemon stands on.
-#[derive(Debug)]
 pub(super) struct Foundation {
     pub(super) config: Config,
     pub(super) state: Dir,
@@ -62,6 +63,35 @@ pub(super) struct Foundation {
     pub(super) users: Option<Users>,
     /// Whether the service's credential says what the owner's token is.
     pub(super) has_credential: bool,
+    pub(super) ground: Ground,
+}
+
+/// What a daemon holds, by the names that clients and other daemons know it by: state directory, lock and
+/// owner's token.
+pub(super) struct Ground {
+    held: [(PathBuf, Option<(u64, u64)>); 2],
+    token: PathBuf,
+    watched: Watched,
+}
+
+impl Ground {
+    fn of(state: &Dir) -> Ground {
+        let (path, lock) = (state.path().to_path_buf(), state.path().join(place::LOCK_FILE));
+        let token = state.path().join(place::TOKEN_FILE);
+        let watched = Watched::of([&path, &lock, &token].into_iter().map(PathBuf::as_path));
+        Ground { held: [path, lock].map(|path| (path.clone(), inode_at(&path))), token, watched }
+    }
+
+    /// Waits until it may have been taken away. Cancel safe.
+    pub(super) async fn stirred(&mut self) {
+        self.watched.stirred().await;
+    }
+
+    /// What has been removed, or replaced by somebody else's. The token may be another: it is rotated.
+    pub(super) fn missing(&self) -> Option<&Path> {
+        let other = self.held.iter().find(|(path, inode)| inode_at(path) != *inode).map(|(path, _)| path);
+        other.or_else(|| Some(&self.token).filter(|token| inode_at(token).is_none())).map(PathBuf::as_path)
+    }
 }
 
 impl Foundation {
@@ -111,6 +141,7 @@ impl Foundation {
         }
         let users = if places.is_system() { Some(Users::open(&state)?) } else { None };
         let store = Store::open(&state)?;
+        let ground = Ground::of(&state);
         Ok(Foundation {
             config,
             state,
@@ -119,6 +150,7 @@ impl Foundation {
             users,
             store,
             has_credential: credential.is_some(),
+            ground,
         })
     }
 }

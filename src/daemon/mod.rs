@@ -3,12 +3,15 @@
 
 mod connection;
 mod control;
+mod doors;
 mod foundation;
 mod lifecycle;
 mod serve;
 mod sessions;
+mod settings;
 mod store;
 mod users;
+mod watched;
 
 pub use control::{METHODS, Method};
 pub use foundation::CannotServe;

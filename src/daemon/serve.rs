@@ -1,10 +1,8 @@
 //! The daemon's main loop: connections in, orders carried out, and an end at which nothing is lost.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,20 +13,20 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection;
 use super::control::{Facts, Hub, Order};
-use super::foundation::{CannotServe, Foundation, LOCK_TIMEOUT, load_config, user_scopes};
+use super::doors::Doors;
+use super::foundation::{CannotServe, Foundation, Ground, LOCK_TIMEOUT, load_config, user_scopes};
 use super::lifecycle::{Asked, Idle, Manager, Signals, idle_exit, watchdog};
 use super::sessions::Sessions;
+use super::settings::{capacity, settings};
 use super::users::Users;
 use crate::client::connect::places;
-use crate::config::{Account, Config};
-use crate::gate::{Authenticated, Gate, Others, Settings, Welcome, lock, now};
+use crate::config::Config;
+use crate::gate::{Authenticated, Gate, Settings, Welcome, lock, now};
 use crate::init::{Activation, Adopted, Starter, ondemand};
-use crate::kernel::accounts;
-use crate::kernel::dir::{Dir, Lock, own_uid};
-use crate::kernel::socket::inode_at;
+use crate::kernel::dir::{Lock, own_uid};
 use crate::place::{DESCRIPTOR_NAME, Places};
 use crate::secret::verifier::Verifier;
-use crate::session::registry::{Capacity, Registry};
+use crate::session::registry::Registry;
 use crate::wire::auth::{CONTROL, Code};
 
 /// Shortest time between two attempts to mend what keeps the daemon from serving.
@@ -72,61 +70,6 @@ fn failed(doing: &'static str) -> impl Fn(io::Error) -> Fatal {
     move |error| Fatal::Io { doing, error }
 }
 
-/// Descriptors that are kept for everything but connections.
-const DESCRIPTORS_RESERVED: usize = 64;
-
-/// What a configuration says, as far as there are descriptors for it: a connection takes two (itself
-/// and its peer's pidfd), and one of four places is for those who are not through yet. `limits` and
-/// `handshake` say less where the process may open less. Says too what cannot be followed.
-fn settings(config: &Config, descriptors: usize, is_system: bool) -> (Settings, Vec<String>) {
-    let places = descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(8) / 2;
-    let mut settings = Settings::of(config, own_uid());
-    let mut complaints = Vec::new();
-    if is_system {
-        settings.policy.others = Some(others(config, &mut complaints));
-    } else if !config.users.is_empty() || !config.groups.is_empty() || config.scopes.is_some() {
-        complaints.push(
-            "policy.users, policy.groups and policy.scopes are for the daemon of the whole machine; a user's own serves this user only".to_owned(),
-        );
-    }
-    let before = settings.clone();
-    for (limit, most) in
-        [(&mut settings.unauthenticated, places / 4), (&mut settings.connections, places - places / 4)]
-    {
-        *limit = (limit.0.min(most), limit.1.min(most));
-    }
-    if settings != before {
-        complaints.push(format!(
-            "this process may open {descriptors} descriptors only (RLIMIT_NOFILE): at most {} connections, and {} in the handshake",
-            settings.connections.0, settings.unauthenticated.0
-        ));
-    }
-    (settings, complaints)
-}
-
-/// Whom a system daemon serves. An account that does not exist keeps nobody else from being served.
-fn others(config: &Config, complaints: &mut Vec<String>) -> Others {
-    let mut numbers = |key: &str, accounts: &[Account], look_up: fn(&str) -> io::Result<Option<u32>>| {
-        let mut found = Vec::new();
-        for account in accounts {
-            let number = match account {
-                Account::Number(number) => Ok(Some(*number)),
-                Account::Name(name) => look_up(name),
-            };
-            match number {
-                Ok(Some(number)) => found.push(number),
-                Ok(None) => complaints.push(format!("{key} names {account}, which does not exist")),
-                Err(error) => complaints.push(format!("{key}: {account} cannot be looked up: {error}")),
-            }
-        }
-        found
-    };
-    Others {
-        uids: numbers("policy.users", &config.users, accounts::uid_of),
-        gids: numbers("policy.groups", &config.groups, accounts::gid_of),
-    }
-}
-
 /// Runs a daemon on the sockets that it adopted, until it is asked to stop or has been idle for
 /// long enough. Must be called from a tokio runtime.
 ///
@@ -141,31 +84,14 @@ pub async fn run(activation: Activation, options: Options) -> Result<(), Fatal> 
     Ok(())
 }
 
-/// A socket, and the inode of its file when it was adopted.
-struct Door {
-    listener: UnixListener,
-    path: PathBuf,
-    inode: Option<(u64, u64)>,
-}
-
-impl Door {
-    fn of(adopted: Adopted) -> Door {
-        Door { listener: adopted.listener, inode: inode_at(&adopted.path), path: adopted.path }
-    }
-
-    fn is_there(&self) -> bool {
-        self.inode.is_none() || inode_at(&self.path) == self.inode
-    }
-}
-
 fn gate_on(
-    doors: &[Door],
+    doors: &Doors,
     registry: Arc<Mutex<Registry>>,
     settings: Settings,
     welcome: Option<Welcome>,
 ) -> Result<Gate, Fatal> {
-    let listeners = doors.iter().map(|door| door.listener.try_clone()).collect::<io::Result<_>>();
-    listeners
+    doors
+        .listeners()
         .and_then(|listeners| Gate::with_welcome(listeners, registry, settings, welcome))
         .map_err(failed("watch the sockets"))
 }
@@ -180,7 +106,7 @@ fn nobody() -> Result<Arc<Mutex<Registry>>, Fatal> {
 
 /// Whether the daemon serves, or what keeps it from it.
 enum Phase {
-    Serving { hub: Arc<Hub>, gate: Gate, _lock: Lock },
+    Serving { hub: Arc<Hub>, gate: Gate, ground: Ground, _lock: Lock },
     Broken { reason: String, tried: Instant, gate: Gate },
 }
 
@@ -191,6 +117,7 @@ enum End {
     Retired,
     Idle,
     SocketLost,
+    StateLost,
 }
 
 /// What happens to a daemon.
@@ -202,6 +129,7 @@ enum Event {
     Asked(Asked),
     Order(Order),
     SessionsChanged,
+    NamesStirred,
     Tick,
 }
 
@@ -209,7 +137,7 @@ struct Server {
     starter: Starter,
     places: Places,
     options: Options,
-    doors: Vec<Door>,
+    doors: Doors,
     /// Sockets with a name that means nothing here: answered, so that nobody waits.
     strays: Option<Gate>,
     phase: Phase,
@@ -222,9 +150,11 @@ struct Server {
     idle: Idle,
     watchdog: Option<(Duration, Instant)>,
     next_check: Instant,
-    lost: BTreeSet<PathBuf>,
     started: std::time::Instant,
+    /// What was wrong with the activation.
     complaints: Vec<String>,
+    /// What of the configuration cannot be followed.
+    configured: Vec<String>,
 }
 
 impl Server {
@@ -245,10 +175,11 @@ impl Server {
             tracing::warn!(authsock_event = "socket_rejected", "{complaint}");
         }
         let (least, _) = settings(&Config::default(), options.descriptors, options.system);
-        let others: Vec<Door> = others.into_iter().map(Door::of).collect();
-        let doors: Vec<Door> = ours.into_iter().map(Door::of).collect();
+        let doors = |sockets: Vec<Adopted>| Doors::new(sockets, starter, options.system);
+        let strays = Some(others).filter(|others| !others.is_empty()).map(doors);
+        let doors = doors(ours);
         let gate = gate_on(&doors, nobody()?, least.clone(), None)?;
-        let strays = if others.is_empty() { None } else { Some(gate_on(&others, nobody()?, least, None)?) };
+        let strays = strays.map(|strays| gate_on(&strays, nobody()?, least, None)).transpose()?;
         let now = Instant::now();
         Ok(Server {
             starter,
@@ -266,9 +197,9 @@ impl Server {
             idle: Idle::default(),
             watchdog: watchdog().map(|period| (period, now + period)),
             next_check: now + SOCKET_CHECK,
-            lost: BTreeSet::new(),
             started: std::time::Instant::now(),
             complaints,
+            configured: Vec::new(),
         })
     }
 
@@ -293,7 +224,7 @@ impl Server {
     async fn lay_foundation(&mut self, patience: Duration) -> Result<(), Fatal> {
         let laid =
             Foundation::lay(self.starter, &self.places, self.options.config.as_deref(), patience).await;
-        let Foundation { config, state, owner, lock, users, store, has_credential } = laid?;
+        let Foundation { config, state, owner, lock, users, store, has_credential, ground } = laid?;
         let uid = own_uid();
         let mut registry = Registry::new(uid, owner, now(), capacity(&config));
         let users = users.map(Arc::new);
@@ -310,9 +241,8 @@ impl Server {
         let config = Arc::new(Mutex::new(Arc::new(config)));
         let welcome = users.clone().map(|users| welcome(users, &sessions, config.clone()));
         let gate = gate_on(&self.doors, sessions.registry().clone(), settings, welcome)?;
-        let mut complaints = self.complaints.clone();
-        complaints.extend(complained);
-        complaints.extend(raised);
+        self.configured = complained;
+        self.configured.extend(raised);
         let hub = Arc::new(Hub {
             sessions,
             state,
@@ -323,20 +253,20 @@ impl Server {
             facts: Facts {
                 started: self.started,
                 starter: self.starter,
-                sockets: self.doors.iter().map(|door| door.path.clone()).collect(),
+                sockets: self.doors.paths().map(Path::to_path_buf).collect(),
                 log: self.options.log_path.clone(),
                 uid,
                 has_credential,
             },
             counts: Mutex::default(),
-            complaints: Mutex::new(complaints),
+            complaints: Mutex::new(self.complaints()),
         });
         tracing::info!(
             authsock_event = "serving",
             "serving on {}",
-            self.doors.iter().map(|door| door.path.display().to_string()).collect::<Vec<_>>().join(", ")
+            self.doors.paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
         );
-        let before = std::mem::replace(&mut self.phase, Phase::Serving { hub, gate, _lock: lock });
+        let before = std::mem::replace(&mut self.phase, Phase::Serving { hub, gate, ground, _lock: lock });
         if let Phase::Broken { mut gate, .. } = before {
             // Those who are being turned away are still answered.
             tokio::spawn(async move { while gate.finish().await.is_some() {} });
@@ -368,6 +298,11 @@ impl Server {
                 Event::Asked(Asked::Stop) => return End::Asked,
                 Event::Asked(Asked::Reload) => self.reload().await,
                 Event::Order(Order::Retire) => return End::Retired,
+                Event::NamesStirred => {
+                    if let Some(end) = self.look_around() {
+                        return end;
+                    }
+                }
                 Event::Tick => {
                     if let Some(end) = self.tick() {
                         return end;
@@ -385,9 +320,9 @@ impl Server {
 
     async fn next_event(&mut self) -> Event {
         let deadline = self.deadline();
-        let (serving, broken) = match &mut self.phase {
-            Phase::Serving { gate, .. } => (Some(gate), None),
-            Phase::Broken { gate, .. } => (None, Some(gate)),
+        let (serving, ground, broken) = match &mut self.phase {
+            Phase::Serving { gate, ground, .. } => (Some(gate), Some(ground), None),
+            Phase::Broken { gate, .. } => (None, None, Some(gate)),
         };
         tokio::select! {
             asked = self.signals.next() => Event::Asked(asked),
@@ -397,6 +332,8 @@ impl Server {
             stream = some(self.strays.as_mut(), |gate| Box::pin(unserved(gate))) => Event::Stray(stream),
             Some(_) = self.connections.join_next(), if !self.connections.is_empty() => Event::ConnectionEnded,
             () = self.changed.notified() => Event::SessionsChanged,
+            () = self.doors.stirred() => Event::NamesStirred,
+            () = some(ground, |ground| Box::pin(ground.stirred())) => Event::NamesStirred,
             () = sleep_until(deadline) => Event::Tick,
         }
     }
@@ -489,7 +426,7 @@ impl Server {
         match &self.phase {
             Phase::Broken { .. } => self.heal().await,
             Phase::Serving { hub, gate, .. } => {
-                let mut complaints = self.complaints.clone();
+                let mut failure = None;
                 match load_config(&self.places, self.options.config.as_deref()) {
                     Ok(config) => {
                         let settings = settings(&config, self.options.descriptors, self.options.system).0;
@@ -511,14 +448,15 @@ impl Server {
                         let words = format!("reload failed, what was read before still holds: {error}");
                         tracing::error!(authsock_event = "reload_failed", "{words}");
                         // In a status, and in lists, each is one line.
-                        complaints.push(words.split_whitespace().collect::<Vec<_>>().join(" "));
+                        failure = Some(words.split_whitespace().collect::<Vec<_>>().join(" "));
                     }
                 }
                 // Of what holds now, be it new or what was read before.
-                complaints
-                    .extend(settings(&lock(&hub.config), self.options.descriptors, self.options.system).1);
-                complaints.extend(idle_exit(self.starter, lock(&hub.config).idle_exit).1);
-                *lock(&hub.complaints) = complaints;
+                let config = lock(&hub.config).clone();
+                self.configured = failure.into_iter().collect();
+                self.configured.extend(settings(&config, self.options.descriptors, self.options.system).1);
+                self.configured.extend(idle_exit(self.starter, config.idle_exit).1);
+                *lock(&hub.complaints) = self.complaints();
             }
         }
         let status = self.status();
@@ -540,8 +478,8 @@ impl Server {
             if let Phase::Serving { hub, .. } = &self.phase {
                 hub.sessions.tidy();
             }
-            if self.sockets_are_lost() {
-                return Some(End::SocketLost);
+            if let Some(end) = self.look_around() {
+                return Some(end);
             }
         }
         if self.idle.due(self.idle_patience()).is_some_and(|due| due <= now) {
@@ -553,28 +491,31 @@ impl Server {
         None
     }
 
-    /// Looks whether clients can still find the sockets. One whose queue is ours alone is of no use
-    /// without its file; an init system's is its own to mend.
-    fn sockets_are_lost(&mut self) -> bool {
-        for door in &self.doors {
-            if door.is_there() {
-                self.lost.remove(&door.path);
-            } else if self.lost.insert(door.path.clone()) {
-                tracing::warn!(
-                    authsock_event = "socket_lost",
-                    "{} was removed or replaced: new clients cannot find this daemon{}",
-                    door.path.display(),
-                    match self.starter {
-                        Starter::Init if self.options.system => {
-                            "; `systemctl restart authsock.socket` makes it anew"
-                        }
-                        Starter::Init => "; `systemctl --user restart authsock.socket` makes it anew",
-                        Starter::Client => "",
-                    }
-                );
-            }
+    /// Looks whether clients can still find the sockets and the owner's token. Whoever removed what a daemon
+    /// stands on shall have another: the next one lays it anew.
+    fn look_around(&mut self) -> Option<End> {
+        if self.doors.look()
+            && let Phase::Serving { hub, .. } = &self.phase
+        {
+            *lock(&hub.complaints) = self.complaints();
         }
-        self.starter == Starter::Client && self.lost.len() == self.doors.len()
+        if let Phase::Serving { ground, .. } = &self.phase
+            && let Some(path) = ground.missing()
+        {
+            tracing::warn!(
+                authsock_event = "state_lost",
+                "{} was removed or replaced: this daemon makes room for one that makes it anew",
+                path.display()
+            );
+            return Some(End::StateLost);
+        }
+        self.doors.are_lost().then_some(End::SocketLost)
+    }
+
+    /// All that the status complains of.
+    fn complaints(&self) -> Vec<String> {
+        let known = self.complaints.iter().chain(&self.configured).cloned();
+        known.chain(self.doors.complaints()).collect()
     }
 
     /// Whether nobody loses anything by an idle exit. An init system keeps the queue. Ours dies with
@@ -588,7 +529,7 @@ impl Server {
         if gate.take_waiting() {
             return false;
         }
-        remove_sockets(&hub.state, &self.doors)
+        self.doors.take_away(Some(&hub.state))
     }
 
     /// The end: nothing new is taken, what is under way is finished, as far as the time suffices.
@@ -598,13 +539,14 @@ impl Server {
             End::Retired => "retiring for another daemon",
             End::Idle => "idle",
             End::SocketLost => "the socket is gone",
+            End::StateLost => "the state directory or the token is gone",
         };
         tracing::info!(authsock_event = "stopping", authsock_reason = words, "stopping: {words}");
         self.manager.stopping(&format!("stopping: {words}"));
         let _ = self.stopping.send(true);
         let Phase::Serving { hub, gate, .. } = &mut self.phase else { return };
         if self.starter == Starter::Client && end != End::Idle {
-            remove_sockets(&hub.state, &self.doors);
+            self.doors.take_away(Some(&hub.state).filter(|_| end != End::StateLost));
         }
         if self.starter == Starter::Client {
             // Whoever came before the file went would be lost with the queue.
@@ -632,16 +574,6 @@ impl Server {
     }
 }
 
-fn remove_sockets(state: &Dir, doors: &[Door]) -> bool {
-    doors.iter().all(|door| match ondemand::remove_socket(state, &door.path, door.inode) {
-        Ok(removed) => removed,
-        Err(error) => {
-            tracing::warn!(authsock_event = "socket_kept", "cannot remove the socket: {error}");
-            false
-        }
-    })
-}
-
 /// Makes a token for a user that comes to a system daemon for the first time, or whose file is gone.
 fn welcome(users: Arc<Users>, sessions: &Arc<Sessions>, config: Arc<Mutex<Arc<Config>>>) -> Welcome {
     let registry = sessions.registry().clone();
@@ -664,10 +596,6 @@ fn welcome(users: Arc<Users>, sessions: &Arc<Sessions>, config: Arc<Mutex<Arc<Co
     })
 }
 
-fn capacity(config: &Config) -> Capacity {
-    Capacity { sessions: config.sessions, sessions_per_uid: config.sessions_per_uid }
-}
-
 async fn unserved(gate: &mut Gate) -> UnixStream {
     loop {
         if let Ok(stream) = gate.accept_unserved().await {
@@ -679,30 +607,9 @@ async fn unserved(gate: &mut Gate) -> UnixStream {
 type Boxed<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// Waits for what `ask` gives, or for ever if there is nothing to ask.
-async fn some<'a, T>(gate: Option<&'a mut Gate>, ask: impl FnOnce(&'a mut Gate) -> Boxed<'a, T>) -> T {
-    match gate {
-        Some(gate) => ask(gate).await,
+async fn some<'a, A, T>(what: Option<&'a mut A>, ask: impl FnOnce(&'a mut A) -> Boxed<'a, T>) -> T {
+    match what {
+        Some(what) => ask(what).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_more_connections_are_admitted_than_there_are_descriptors_for() {
-        let config = Config::default();
-        for descriptors in [0, 64, 80, 256, 1024, 4096, 20_000, 524_288] {
-            let (settings, complaints) = settings(&config, descriptors, false);
-            let (connections, waiting) = (settings.connections.0, settings.unauthenticated.0);
-            assert!(connections >= 1 && waiting >= 1, "{descriptors}");
-            let needed = 2 * (connections + waiting) + DESCRIPTORS_RESERVED;
-            assert!(needed <= descriptors || descriptors <= 80, "{descriptors}: {needed}");
-            assert_eq!(
-                complaints.is_empty(),
-                connections == config.connections && waiting == config.unauthenticated
-            );
-        }
     }
 }

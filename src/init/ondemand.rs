@@ -268,12 +268,21 @@ pub fn report_ready(log: &File) -> io::Result<()> {
 
 /// The daemon's end: takes the socket's file away before it exits, so that the next client starts
 /// another daemon. Does nothing if the file is somebody else's by now. Holds the starters' lock
-/// meanwhile; `Ok(false)` if a client is just starting a daemon, or looking for one.
+/// meanwhile; `Ok(false)` if a client is just starting a daemon, or looking for one. Without a state
+/// directory, which somebody may be removing, nothing is made in it: no starter replaces a socket that is
+/// listened on, and this one still is.
 ///
 /// # Errors
 /// [`Unusable`] if the lock cannot be had.
-pub fn remove_socket(state: &Dir, socket: &Path, inode: Option<(u64, u64)>) -> Result<bool, Unusable> {
-    let Some(_lock) = state.try_lock(place::START_LOCK_FILE)? else { return Ok(false) };
+pub fn remove_socket(
+    state: Option<&Dir>,
+    socket: &Path,
+    inode: Option<(u64, u64)>,
+) -> Result<bool, Unusable> {
+    let lock = state.map(|state| state.try_lock(place::START_LOCK_FILE)).transpose()?;
+    if matches!(lock, Some(None)) {
+        return Ok(false);
+    }
     if inode.is_some() && socket::inode_at(socket) == inode {
         let _ = std::fs::remove_file(socket);
     }

@@ -15,6 +15,7 @@ pub mod process;
 pub mod signals;
 pub mod socket;
 pub mod survey;
+pub mod watch;
 
 /// Whether the kernel refused for want of descriptors or memory: true for now, and of nobody in
 /// particular.

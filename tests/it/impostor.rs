@@ -276,7 +276,7 @@ fn an_impostor_hears_one_opening_and_nothing_else_whatever_it_answers() {
 fn a_client_that_has_no_token_yet_proves_nothing_to_whoever_listens() {
     let session = json!({ "id": "s", "name": "owner", "realm": "default" });
     for (answer, words) in [
-        (challenge(&random_hex(), &random_hex()), "there is no token yet"),
+        (challenge(&random_hex(), &random_hex()), "is not there: somebody removed it, or it lies elsewhere"),
         (json!({ "type": "auth_result", "success": true, "session": session }), "it accepts any token"),
     ] {
         let ground = Ground::new();
@@ -288,8 +288,10 @@ fn a_client_that_has_no_token_yet_proves_nothing_to_whoever_listens() {
         let heard = impostor.finish();
         assert_eq!(code_of(&output), 4, "{}", text_of(&output));
         assert!(stderr_of(&output).contains(words), "{}", text_of(&output));
-        assert_eq!(heard.len(), 1);
-        assert_eq!(heard[0].iter().filter(|byte| **byte == b'\n').count(), 1, "an opening and no proof");
+        assert!(!heard.is_empty() && heard.len() < 12, "{} attempts", heard.len());
+        for heard in &heard {
+            assert_eq!(heard.iter().filter(|byte| **byte == b'\n').count(), 1, "an opening and no proof");
+        }
         assert!(!ground.state().exists(), "and no token was made for it");
     }
 }
@@ -734,7 +736,7 @@ def next_pid_is(pid):
         last.write(str(pid - 1))
 # A daemon of this namespace; it is started by the first client.
 subprocess.run([binary, "whoami", "--json"], check=True, stdout=subprocess.DEVNULL)
-os.rename(path, real)
+# The relay takes the place where clients look first, and leaves the daemon its own.
 os.umask(0o077)
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(path)
@@ -793,7 +795,7 @@ fn a_relay_whose_pid_was_recycled_to_be_the_client_s_own_is_found_out() {
     let output = ground
         .command("unshare")
         .args(["-r", "-p", "-f", "--kill-child", "python3", "-c", RECYCLED])
-        .args([ground.runtime().join("real.sock"), ground.ondemand_socket(), ground.binary.clone()])
+        .args([ground.ondemand_socket(), ground.init_socket(), ground.binary.clone()])
         .env("HOME", ground.home())
         .output()
         .unwrap();
@@ -801,7 +803,7 @@ fn a_relay_whose_pid_was_recycled_to_be_the_client_s_own_is_found_out() {
     let words = stderr_of(&output);
     assert!(words.contains("peer_gone") && words.contains("relay"), "{words}");
     assert!(words.contains("was not this program"), "{words}");
-    let heard = std::fs::read(ground.runtime().join("authsock-ondemand.sock.heard")).unwrap();
+    let heard = std::fs::read(ground.runtime().join("authsock.sock.heard")).unwrap();
     assert_only_an_opening(&heard, &Token::parse(ground.token().as_bytes()).unwrap());
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let pid = stdout.trim().strip_prefix("pid ").unwrap();

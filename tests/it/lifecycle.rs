@@ -97,6 +97,37 @@ fn a_reload_mends_a_broken_daemon_at_once() {
 }
 
 #[test]
+fn a_socket_that_is_taken_away_from_an_init_system_is_complained_of_and_nobody_is_cut_off() {
+    let ground = Ground::new();
+    let daemon = ground.serve();
+    let token = ground.token_after_first_contact();
+    let mut client = Line::connect(&ground.init_socket());
+    assert_eq!(client.plain(&token)["success"], true);
+    let complaints = |client: &mut Line| client.call("status", &json!({}))["result"]["complaints"].clone();
+    assert_eq!(complaints(&mut client), json!([]));
+    let aside = ground.root().join("aside");
+    std::fs::rename(ground.init_socket(), &aside).unwrap();
+    let message = daemon.wait_for("STATUS=serving: 1 connection, 0 sessions; ");
+    assert!(message.contains("authsock.sock was removed or replaced"), "{message}");
+    assert!(message.contains("systemctl --user restart authsock.socket"), "the way out: {message}");
+    daemon.wait_for_log("was removed or replaced");
+    assert_eq!(complaints(&mut client).as_array().unwrap().len(), 1);
+    // Another one in its place is not it.
+    let impostor = bind_private(&ground.init_socket());
+    assert_eq!(complaints(&mut client).as_array().unwrap().len(), 1);
+    drop(impostor);
+    // A reload is no reason to forget it.
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for("READY=1");
+    assert_eq!(complaints(&mut client).as_array().unwrap().len(), 1);
+    std::fs::rename(&aside, ground.init_socket()).unwrap();
+    daemon.wait_for("STATUS=serving: 1 connection, 0 sessions");
+    assert_eq!(complaints(&mut client), json!([]));
+    assert_eq!(ground.json(["whoami"])["daemon"]["pid"], daemon.child.id());
+    assert_eq!(daemon.stderr().matches("was removed or replaced").count(), 1, "said once");
+}
+
+#[test]
 fn an_http_client_of_a_broken_daemon_gets_503() {
     let ground = Ground::new();
     ground.configure("nonsense");

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use crate::ground::{Ground, Line, PATIENCE, bind_private, put, text_of};
+use crate::tree::Inside;
 
 /// The process id of the daemon that answers.
 fn daemon_pid(ground: &Ground) -> i32 {
@@ -213,13 +215,74 @@ fn the_daemon_keeps_nothing_of_the_client_that_started_it() {
 }
 
 #[test]
-fn a_daemon_whose_socket_is_taken_away_ends_by_itself_when_asked_for_nothing() {
+fn a_daemon_whose_socket_is_taken_away_makes_room_at_once_and_sessions_go_on_with_the_next() {
     let ground = Ground::new();
-    ground.configure("[lifecycle]\nidle_exit_seconds = 1\n");
-    let pid = daemon_pid(&ground);
-    std::fs::remove_file(ground.ondemand_socket()).unwrap();
-    wait_for_end(pid);
-    assert_ne!(daemon_pid(&ground), pid);
+    let first = daemon_pid(&ground);
+    let mut inside = Inside::begin(&ground, &["--name", "stays"]);
+    let id = inside.id();
+    for replace in [false, true] {
+        let before = daemon_pid(&ground);
+        let mut open = Line::connect(&ground.ondemand_socket());
+        assert_eq!(open.plain(&ground.token())["success"], true);
+        assert_eq!(open.call("ping", &json!({}))["result"]["pong"], true);
+        std::fs::remove_file(ground.ondemand_socket()).unwrap();
+        if replace {
+            put(&ground.ondemand_socket(), "somebody else's", 0o600);
+        }
+        // No client came, and no clock had to strike.
+        assert_eq!(open.receive(), None, "closed in order");
+        wait_for_end(before);
+        let log = ground.log();
+        assert!(log.contains("authsock-ondemand.sock was removed or replaced"), "{log}");
+        if replace {
+            assert!(ground.ondemand_socket().is_file(), "what is not its own stays");
+            std::fs::remove_file(ground.ondemand_socket()).unwrap();
+        }
+        assert_ne!(daemon_pid(&ground), before);
+        assert_eq!(inside.id(), id, "the session knows nothing of it");
+    }
+    assert_ne!(daemon_pid(&ground), first);
+}
+
+#[test]
+fn a_daemon_whose_state_is_taken_away_makes_room_for_one_that_lays_it_anew() {
+    let ground = Ground::new();
+    for part in ["token", "lock", ""] {
+        let before = daemon_pid(&ground);
+        let token = ground.token();
+        let mut open = Line::connect(&ground.ondemand_socket());
+        assert_eq!(open.plain(&token)["success"], true);
+        assert_eq!(open.call("ping", &json!({}))["result"]["pong"], true);
+        if part.is_empty() {
+            std::fs::remove_dir_all(ground.state()).unwrap();
+        } else {
+            std::fs::remove_file(ground.state().join(part)).unwrap();
+        }
+        // At this very moment, and nobody is turned away.
+        let after = daemon_pid(&ground);
+        assert_ne!(after, before, "{part}");
+        assert_eq!(open.receive(), None, "closed in order");
+        wait_for_end(before);
+        // Of a directory that goes, its files go first.
+        let log = ground.log();
+        let told = format!("{}/", ground.state().display());
+        assert!(
+            log.lines().any(|line| line.contains(&told) && line.contains("was removed or replaced")),
+            "{log}"
+        );
+        assert_eq!(ground.token() == token, part == "lock", "a token that is there is kept, {part}");
+        assert_eq!(daemon_pid(&ground), after);
+    }
+}
+
+#[test]
+fn a_token_that_is_rotated_is_not_taken_for_one_that_was_taken_away() {
+    let ground = Ground::new();
+    let before = daemon_pid(&ground);
+    for _ in 0..3 {
+        ground.json(["token", "rotate", "--now"]);
+        assert_eq!(daemon_pid(&ground), before);
+    }
 }
 
 #[test]

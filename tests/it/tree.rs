@@ -748,6 +748,36 @@ sys.stdin.read()
     run.wait().unwrap();
 }
 
+/// Traces another process for a moment, as a debugger does (ptrace(2)).
+fn trace(pid: u32) -> std::io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).unwrap();
+    let done = |answer: libc::c_long| if answer < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) };
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: requests on another process, without any memory of ours.
+    unsafe {
+        done(libc::ptrace(libc::PTRACE_SEIZE, pid, none, none))?;
+        done(libc::ptrace(libc::PTRACE_INTERRUPT, pid, none, none))?;
+        done(libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL).into())?;
+        done(libc::ptrace(libc::PTRACE_DETACH, pid, none, none))
+    }
+}
+
+#[test]
+fn a_session_s_process_can_be_traced_by_its_user_as_far_as_the_kernel_lets_it_and_goes_on() {
+    let (ground, _daemon) = served();
+    let mut inside = Inside::begin(&ground, &["--name", "traced"]);
+    let id = inside.id();
+    // Yama (ptrace_scope) may keep an ordinary user from all but its own children; sessions do not.
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    match (trace(inside.shell), scope.trim()) {
+        (Ok(()), "" | "0" | "1" | "2") => {}
+        (Err(error), "1" | "2" | "3") => assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied),
+        (other, scope) => panic!("{other:?} with ptrace_scope {scope:?}"),
+    }
+    assert_eq!(inside.id(), id);
+    assert_eq!(inside.end(), 0);
+}
+
 #[test]
 fn outer_variables_are_stripped_before_the_command_gets_its_own() {
     let (ground, _daemon) = served();

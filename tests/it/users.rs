@@ -400,7 +400,7 @@ fn the_same_numeric_uid_in_other_namespaces_is_neither_the_same_user_nor_enough(
     };
     let output = contained(&[]);
     assert_eq!(output.status.code(), Some(4), "{}", text_of(&output));
-    assert!(text_of(&output).contains("there is no token yet"), "{}", text_of(&output));
+    assert!(text_of(&output).contains("is not there"), "{}", text_of(&output));
     let wrong = ground.root().join("wrong");
     put(&wrong, &"ab".repeat(32), 0o600);
     let output = contained(&["--token-file", wrong.to_str().unwrap()]);

@@ -124,6 +124,34 @@ def _():
         same(answered("status")["activation"], "init", "activation")
 
 
+def logged_in(script):
+    """What a shell does that a login has just started: one of PAM's, with a session and a runtime directory of logind's."""
+    words = ["systemd-run", "--quiet", "--wait", "--pipe", "-p", "PAMName=login", "-p", f"User={os.environ['TESTER_USER']}"]
+    return run(*words, "--", "/bin/bash", "-lc", script)
+
+
+@check("after the last logout the next login's first command is a session, with nothing done in between")
+def _():
+    good("install")
+    before = answered("status")["pid"]
+    try:
+        # Without lingering the user's manager ends with the last session, and all of the runtime directory with it.
+        same(run("loginctl", "disable-linger", str(TESTER)).returncode, 0, "loginctl disable-linger")
+        until("the manager has ended", lambda: not os.path.exists(f"/proc/{before}") and not os.path.exists(RUNTIME))
+        done = logged_in("echo $XDG_SESSION_ID; authsock run --name first -- authsock whoami --json; authsock status --json")
+        same((done.returncode, done.stderr), (0, ""), "the first commands of a login")
+        login, whoami, status = done.stdout.splitlines()
+        assert login, "it was no login"
+        same(json.loads(whoami)["session"]["name"], "first", "the session")
+        same(json.loads(status)["activation"], "init", "activation")
+        assert json.loads(status)["pid"] != before, "it is the daemon of before"
+    finally:
+        run("loginctl", "enable-linger", str(TESTER))
+        until("the manager is there again", lambda: os.path.exists(f"{RUNTIME}/bus"))
+    good("uninstall")
+    same(show(SOCKET_UNIT, "LoadState"), "not-found", SOCKET_UNIT)
+
+
 @check("systemd understands every line of the units that were written")
 def _():
     with nothing_is_left():
