@@ -104,7 +104,7 @@ pub(super) enum Verb {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Env {
-    /// The shell that is to read it [default: by $SHELL]
+    /// The shell that is to read it [default: the one that this was started by, else sh]
     #[arg(long, value_enum)]
     pub(super) shell: Option<Shell>,
     /// Print what removes the variables that name a socket or a token
@@ -115,19 +115,21 @@ pub(super) struct Env {
 /// Shells by what they understand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Shell {
-    /// sh, bash, zsh, ksh
+    /// sh, bash, dash, ksh, zsh
+    #[value(aliases = ["bash", "dash", "ksh", "zsh"])]
     Sh,
     /// fish
     Fish,
     /// csh, tcsh; its eval needs quotes: eval "`authsock env`"
+    #[value(alias = "tcsh")]
     Csh,
 }
 
 impl Shell {
-    /// The shell of this name or path.
-    pub(super) fn of(path: Option<OsString>) -> Shell {
-        let path = path.map(PathBuf::from).unwrap_or_default();
-        match path.file_name().and_then(|name| name.to_str()) {
+    /// The shell that a program of this name is. $SHELL would be no help: it names the login's, whatever
+    /// shell a script or a terminal runs.
+    pub(super) fn of(name: Option<&str>) -> Shell {
+        match name {
             Some("fish") => Shell::Fish,
             Some("csh" | "tcsh") => Shell::Csh,
             _ => Shell::Sh,

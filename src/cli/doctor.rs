@@ -5,13 +5,14 @@ use serde_json::json;
 use super::args::{Common, Doctor};
 use super::output::Output;
 use super::{Failure, client_options, exit, runtime};
-use crate::client::connect::places;
+use crate::client::connect::client_places;
 use crate::doctor::{self, Finding, Level, Report};
 use crate::kernel::process::Pid;
 
 pub(super) fn doctor(common: &Common, args: &Doctor, output: &Output) -> Result<u8, Failure> {
     let options = client_options(common);
-    let report = runtime()?.block_on(doctor::examine(&options, &places(common.system), args.pid.map(Pid)));
+    let places = client_places(&options);
+    let report = runtime()?.block_on(doctor::examine(&options, &places, args.pid.map(Pid)));
     let problems = report.count(Level::Problem);
     if output.is_json() {
         output.value(&json!({

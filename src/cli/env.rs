@@ -12,10 +12,11 @@ use serde_json::{Map, Value, json};
 
 use super::args::{Common, Env, Shell};
 use super::output::Output;
-use super::{Failure, exit, with_client};
+use super::{Failure, client_options, exit, with_client};
 use crate::client::Client;
-use crate::client::connect::places;
+use crate::client::connect::client_places;
 use crate::credential::discover::{self, Source};
+use crate::kernel::process::{Pid, Process};
 use crate::place::{self, Places, var};
 
 /// What is to be set, and what removed.
@@ -26,7 +27,10 @@ struct Plan {
 }
 
 pub(super) fn env(common: &Common, args: &Env, output: &Output) -> Result<(), Failure> {
-    let shell = args.shell.unwrap_or_else(|| Shell::of(std::env::var_os("SHELL")));
+    let shell = args.shell.unwrap_or_else(|| {
+        let caller = Process::open(Pid::own()).and_then(|own| own.parent()).ok().flatten();
+        Shell::of(caller.and_then(|caller| caller.name()).as_deref())
+    });
     if args.unset {
         // What says where things lie belongs to the login, and stays.
         let plan = Plan { set: Vec::new(), unset: var::NAMED_SOURCES.to_vec() };
@@ -42,13 +46,13 @@ pub(super) fn env(common: &Common, args: &Env, output: &Output) -> Result<(), Fa
 }
 
 fn plan(client: &Client, common: &Common) -> Result<Plan, Failure> {
-    let places = places(common.system);
+    let places = client_places(&client_options(common));
     let found = discover::token(&discover::trusted_env, &places, common.token_file.as_deref());
     let source = found.map_err(|error| Failure::new(exit::REFUSED, error))?.source;
     let named_socket = match &common.socket {
         Some(path) => Some(std::path::absolute(path)?.into_os_string()),
         // Without its name a shell would look for the user's own daemon.
-        None if common.system => Some(client.socket().into()),
+        None if places.is_system() => Some(client.socket().into()),
         None => discover::trusted_env(var::SOCKET),
     };
     let socket = named_socket.clone().unwrap_or_else(|| client.socket().into());
@@ -190,15 +194,15 @@ mod tests {
 
     #[test]
     fn the_shell_is_known_by_its_name() {
-        for (path, shell) in [
-            (Some("/usr/bin/fish"), Shell::Fish),
-            (Some("/bin/tcsh"), Shell::Csh),
+        for (name, shell) in [
+            (Some("fish"), Shell::Fish),
+            (Some("tcsh"), Shell::Csh),
             (Some("csh"), Shell::Csh),
-            (Some("/bin/zsh"), Shell::Sh),
-            (Some(""), Shell::Sh),
+            (Some("zsh"), Shell::Sh),
+            (Some("make"), Shell::Sh),
             (None, Shell::Sh),
         ] {
-            assert_eq!(Shell::of(path.map(OsString::from)), shell, "{path:?}");
+            assert_eq!(Shell::of(name), shell, "{name:?}");
         }
     }
 }

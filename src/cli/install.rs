@@ -13,6 +13,7 @@ use crate::install::{
     CannotInstall, Outcome, Plan, Scope, examine_program, launchd, leftovers, system_leftovers, systemd,
 };
 use crate::kernel::dir::own_uid;
+use crate::kernel::survey;
 use crate::place::{process_env, var};
 
 impl From<CannotInstall> for Failure {
@@ -40,16 +41,18 @@ impl Init {
             return Ok(Init::Systemd(systemd::Setup::of_system()));
         }
         let config_home = places.config().and_then(Path::parent).and_then(Path::parent);
-        Ok(Init::Systemd(systemd::Setup::of_user(config_home.ok_or(CannotInstall::NoHome)?)))
+        let config_home = config_home.ok_or(CannotInstall::NoHome)?;
+        Ok(Init::Systemd(systemd::Setup::of_user(config_home, &places, &process_env)))
     }
 
-    fn install(&self) -> Result<Plan, CannotInstall> {
+    fn install(&self, scope: Scope) -> Result<Plan, CannotInstall> {
         let program = || {
             let own = own_program().ok_or_else(|| CannotInstall::Program {
                 path: "authsock".into(),
                 problem: "the system does not tell where it lies".into(),
+                way_out: String::new(),
             })?;
-            examine_program(&own)
+            examine_program(&own, scope)
         };
         match self {
             Init::Systemd(setup) => setup.install(program),
@@ -72,10 +75,19 @@ impl Init {
     }
 }
 
-fn scope_of(common: &Common) -> Result<Scope, CannotInstall> {
+fn scope_of(common: &Common) -> Result<Scope, Failure> {
+    // Where the init system's socket lies is not for a command line to say, and whose token it is neither.
+    for (is_set, option) in
+        [(common.socket.is_some(), "--socket"), (common.token_file.is_some(), "--token-file")]
+    {
+        if is_set {
+            let words = format!("{option} has no meaning here: the socket and the token have their places");
+            return Err(Failure::new(exit::USAGE, words));
+        }
+    }
     match (common.system, own_uid()) {
         (true, 0) => Ok(Scope::System),
-        (true, _) => Err(CannotInstall::NeedsRoot),
+        (true, _) => Err(CannotInstall::NeedsRoot.into()),
         (false, _) => Ok(Scope::User),
     }
 }
@@ -98,7 +110,7 @@ impl Report<'_> {
                 continue;
             }
             match step.carry_out() {
-                Ok(Outcome::Done) => self.steps.push(("done", step.to_string())),
+                Ok(Outcome::Done) => self.steps.push(("done", step.done())),
                 Ok(Outcome::Nothing) => {}
                 Ok(Outcome::Kept(reason)) => self.remarks.push(("kept", reason)),
                 Err(error) => {
@@ -132,7 +144,7 @@ pub(super) fn install(common: &Common, args: &Install, output: &Output) -> Resul
     let scope = scope_of(common)?;
     let init = Init::of(scope)?;
     let mut report = Report { output, dry_run: args.whom.dry_run, steps: Vec::new(), remarks: Vec::new() };
-    report.take(init.install()?)?;
+    report.take(init.install(scope)?)?;
     if report.steps.is_empty() {
         report.remarks.insert(0, ("nothing to do", "it is installed".into()));
     }
@@ -153,11 +165,31 @@ pub(super) fn install(common: &Common, args: &Install, output: &Output) -> Resul
     }
     let system = if scope == Scope::System { " --system" } else { "" };
     report.remarks.push(("undo", format!("authsock uninstall{system}")));
-    if scope == Scope::User && cfg!(target_os = "linux") && !report.steps.is_empty() {
-        let words = "it serves while you are logged in; `loginctl enable-linger` has it serve from boot on";
-        report.remarks.push(("hint", words.into()));
-    }
+    report.remarks.extend(hints(scope).map(|words| ("hint", words)));
     report.print()
+}
+
+/// What whoever installs will want to know next.
+fn hints(scope: Scope) -> impl Iterator<Item = String> {
+    let is_linux = cfg!(target_os = "linux");
+    let lingers = || survey::user_name(own_uid()).is_some_and(|user| survey::lingers(&user));
+    let hint = |is_due: bool, words: &str| is_due.then(|| words.to_owned());
+    [
+        hint(
+            scope == Scope::User && own_uid() == 0,
+            "this serves root only; `authsock install` as another user serves that one, and with --system all",
+        ),
+        hint(
+            scope == Scope::User && is_linux && !lingers(),
+            "it serves while you are logged in; `loginctl enable-linger` has it serve from boot on",
+        ),
+        hint(
+            scope == Scope::System && !places(true).config().is_some_and(Path::exists),
+            "only root is served until /etc/authsock/config.toml names users or groups (docs/system.md): [policy] users = [\"NAME\"]",
+        ),
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Asks by the init system's socket: so the daemon starts, and one that a client had started hands
@@ -203,7 +235,7 @@ pub(super) fn uninstall(common: &Common, args: &Uninstall, output: &Output) -> R
         };
         report.take(left)?;
     }
-    if report.steps.is_empty() {
+    if report.steps.is_empty() && !is_foreign {
         report.remarks.insert(0, ("nothing to do", "it is not installed".into()));
     }
     report.print()

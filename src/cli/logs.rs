@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::args::{Common, Logs};
 use super::output::Output;
-use super::{Failure, exit, with_client};
-use crate::client::connect::{Route, places, route};
+use super::{Failure, client_options, exit, with_client};
+use crate::client::connect::{Route, client_places, route};
 use crate::wire::text::printable;
 
 /// What journalctl is asked for: the unit of the user's manager, or of the machine's. Not `--user
@@ -39,7 +39,7 @@ pub(super) fn logs(common: &Common, args: &Logs, output: &Output) -> Result<(), 
 /// Where the log is of the daemon that a client would use. None is started for it: one that cannot
 /// start is what its log is read for.
 fn find(common: &Common) -> Result<Place, Failure> {
-    let places = places(common.system);
+    let places = client_places(&client_options(common));
     let own_file = || {
         let path = places.log().map(|path| Place::File(path.to_path_buf()));
         path.ok_or_else(|| Failure::new(exit::FAILED, "HOME is not set, so there is no place for a log file"))

@@ -4,9 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::args::{Common, Token as Verb};
 use super::output::{Output, text};
-use super::{Failure, exit};
+use super::{Failure, client_options, exit};
 use crate::client::Client;
-use crate::client::connect::places;
+use crate::client::connect::client_places;
 use crate::credential::discover::{self, Source};
 use crate::kernel::dir::{Dir, own_uid};
 use crate::secret::file;
@@ -51,8 +51,12 @@ async fn rotate_own(
 ) -> Result<Value, Failure> {
     const NEXT: &str = ".token-next";
     let fail = |error: &dyn std::fmt::Display| Failure::new(exit::FAILED, error);
-    let found = discover::token(&discover::trusted_env, &places(common.system), common.token_file.as_deref())
-        .map_err(|error| fail(&error))?;
+    let found = discover::token(
+        &discover::trusted_env,
+        &client_places(&client_options(common)),
+        common.token_file.as_deref(),
+    )
+    .map_err(|error| fail(&error))?;
     let path = match found.source {
         Source::Given(path) | Source::File(path) => path,
         other => {

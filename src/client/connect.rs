@@ -188,6 +188,20 @@ pub fn places(system: bool) -> Places {
     if system { own.at_the_system_daemon(own_uid()) } else { own }
 }
 
+/// Whether the daemon of the whole machine is meant: by these options, or by the user's configuration where
+/// nobody names a socket.
+fn is_system_s(options: &Options, config: &Config) -> bool {
+    let is_named = options.socket.is_some() || discover::trusted_env(var::SOCKET).is_some();
+    options.system || (config.system && !is_named)
+}
+
+/// The places that a client with these options looks in. A configuration that cannot be read says nothing of them.
+pub fn client_places(options: &Options) -> Places {
+    let own = places(false);
+    let config = Config::load(own.config(), options.config.as_deref()).unwrap_or_default();
+    if is_system_s(options, &config) { own.at_the_system_daemon(own_uid()) } else { own }
+}
+
 /// Which way leads to the daemon: given; `AUTHSOCK_SOCKET`; the init system's socket; on demand. The
 /// daemon of the whole machine is asked for and has one place.
 pub(crate) fn route(places: &Places, given: Option<&Path>) -> Route {
@@ -202,7 +216,11 @@ pub(crate) fn route(places: &Places, given: Option<&Path>) -> Route {
     });
     if let Some(path) = named {
         // What is known of that socket does not depend on who names it.
-        return if path == system_socket() { Route::System(path) } else { Route::Named(path) };
+        return match path {
+            path if path == system_socket() => Route::System(path),
+            path if path == places.init_socket() => Route::Init(path),
+            path => Route::Named(path),
+        };
     }
     let init = places.init_socket();
     if init.symlink_metadata().is_ok() {
@@ -266,7 +284,7 @@ pub async fn connect(options: &Options) -> Result<Client, ConnectError> {
             Config::default()
         }
     };
-    if options.system || config.system {
+    if is_system_s(options, &config) {
         places = places.at_the_system_daemon(own_uid());
     }
     let timeout = options.timeout.unwrap_or(config.client_timeout);

@@ -91,7 +91,7 @@ pub(super) async fn examine(area: &mut InArea<'_>, places: &Places) -> Units {
         examine_service(area, service);
     }
     if let Some(user) = survey::user_name(own_uid()).filter(|_| !places.is_system())
-        && !Path::new("/var/lib/systemd/linger").join(&user).exists()
+        && !survey::lingers(&user)
     {
         area.note(
             Id::NoLinger,

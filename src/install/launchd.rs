@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{CannotInstall, Found, MARK, Plan, Scope, Step, ask, look};
+use super::command::ask;
+use super::{CannotInstall, Found, MARK, Plan, Scope, Step, look};
 use crate::place::{Places, SocketPath};
 
 /// The label of a user's job; its file is named after it.
@@ -84,7 +85,11 @@ pub fn fill(domain: &Domain, paths: &Paths<'_>) -> Result<String, CannotInstall>
 
 /// A path as the text of an element.
 fn escaped(path: &Path) -> Result<String, CannotInstall> {
-    let refuse = |problem: &str| CannotInstall::Program { path: path.into(), problem: problem.into() };
+    let refuse = |problem: &str| CannotInstall::Program {
+        path: path.into(),
+        problem: problem.into(),
+        way_out: String::new(),
+    };
     let text = path.to_str().ok_or_else(|| refuse("its path is not UTF-8"))?;
     if text.chars().any(char::is_control) {
         return Err(refuse("its path has control characters"));

@@ -3,7 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Answer, CannotInstall, Found, MARK, Plan, Scope, Step, ask, look};
+use super::command::{Answer, ask};
+use super::{CannotInstall, Found, MARK, Plan, Scope, Step, look};
+use crate::kernel::dir::own_uid;
+use crate::kernel::process::Pid;
+use crate::kernel::survey;
+use crate::place::{self, Env, Places, var};
 
 /// The socket unit.
 pub const SOCKET: &str = "authsock.socket";
@@ -23,10 +28,28 @@ const SYSTEM_UNITS: [(&str, &str); 2] = [
     (SOCKET, include_str!("../../systemd/system/authsock.socket")),
 ];
 
+/// What the templates say so that every systemd understands it.
+const ANY_TYPE: &str = "\
+# Not notify-reload, which 252 does not know and complains of; the daemon sends all that it takes.
+Type=notify
+ExecReload=/bin/kill -HUP $MAINPID
+";
+/// What is better where it is understood: a reload then returns when the new configuration holds.
+const RELOADING_TYPE: &str = "Type=notify-reload\n";
+/// The first systemd that does.
+const RELOADING_SINCE: u32 = 253;
+
+/// Where systemd says that it runs this machine (sd_booted(3)).
+const BOOTED: &str = "/run/systemd/system";
+
 /// Where units lie, and what they start.
 #[derive(Debug)]
 pub struct Setup {
     scope: Scope,
+    /// The socket that the unit is to make.
+    socket: PathBuf,
+    /// The runtime directory, where systemctl must be told of it.
+    runtime: Option<PathBuf>,
     /// Where `install` puts units.
     units: PathBuf,
     /// Where packages put theirs.
@@ -35,10 +58,15 @@ pub struct Setup {
 
 impl Setup {
     /// A user's units, below that user's configuration directory (`~/.config`).
-    pub fn of_user(config_home: &Path) -> Setup {
+    pub fn of_user(config_home: &Path, places: &Places, env: Env<'_>) -> Setup {
         let packaged = ["/etc/systemd/user", "/usr/local/lib/systemd/user", "/usr/lib/systemd/user"];
         Setup {
             scope: Scope::User,
+            socket: places.init_socket(),
+            // As it is after su: there, but systemctl is not told.
+            runtime: Some(places.runtime())
+                .filter(|runtime| env(var::XDG_RUNTIME_DIR).is_none() && runtime.starts_with("/run/user"))
+                .map(Path::to_path_buf),
             units: config_home.join("systemd/user"),
             packaged: packaged.map(PathBuf::from).into(),
         }
@@ -49,6 +77,8 @@ impl Setup {
         let packaged = ["/usr/local/lib/systemd/system", "/usr/lib/systemd/system"];
         Setup {
             scope: Scope::System,
+            socket: place::system_socket().to_path_buf(),
+            runtime: None,
             units: "/etc/systemd/system".into(),
             packaged: packaged.map(PathBuf::from).into(),
         }
@@ -63,7 +93,13 @@ impl Setup {
 
     /// A call of systemctl.
     fn systemctl(&self, words: &[&str]) -> Vec<String> {
-        let mut all = vec!["systemctl"];
+        let runtime =
+            self.runtime.as_ref().map(|path| format!("{}={}", var::XDG_RUNTIME_DIR, path.display()));
+        let mut all = Vec::new();
+        if let Some(runtime) = &runtime {
+            all.extend(["env", runtime]);
+        }
+        all.push("systemctl");
         if self.scope == Scope::User {
             all.push("--user");
         }
@@ -80,7 +116,7 @@ impl Setup {
     fn show(&self, unit: &str) -> Result<BTreeMap<String, String>, CannotInstall> {
         let words = self.systemctl(&[
             "show",
-            "--property=LoadState,ActiveState,NeedDaemonReload,ExecStart,UnitFileState",
+            "--property=LoadState,ActiveState,NeedDaemonReload,ExecStart,UnitFileState,MainPID",
             unit,
         ]);
         let answer = ask(&words)?;
@@ -96,31 +132,30 @@ impl Setup {
             "" => answer.status,
             said => said.to_owned(),
         };
-        match self.scope {
-            Scope::User => CannotInstall::NoUserManager(said),
-            Scope::System => CannotInstall::NoSystemManager(said),
+        // sd_booted(3)
+        if !Path::new(BOOTED).exists() || self.scope == Scope::System {
+            return CannotInstall::NoSystemd(said);
         }
+        CannotInstall::NoUserManager { said, uid: own_uid() }
     }
 
     /// Asks the manager for its version: whether it is there at all.
-    fn reach(&self) -> Result<(), CannotInstall> {
+    fn reach(&self) -> Result<u32, CannotInstall> {
         let answer = ask(&self.systemctl(&["show", "--property=Version"]))?;
         // Without a manager some versions say so with status 0.
-        if answer.is_good && answer.stdout.starts_with("Version=") {
-            return Ok(());
+        match answer.stdout.strip_prefix("Version=") {
+            Some(version) if answer.is_good => Ok(number_of(version)),
+            _ => Err(self.no_manager(answer)),
         }
-        Err(self.no_manager(answer))
     }
 
-    /// Whether a package brought units whose program exists.
-    fn is_packaged(&self) -> bool {
+    /// The program of units that a package brought, if it exists.
+    fn packaged(&self) -> Option<PathBuf> {
         let has = |dir: &PathBuf, unit: &str| dir.join(unit).is_file();
         let service = self.packaged.iter().find(|dir| has(dir, SERVICE));
-        let Some(service) = service.filter(|_| self.packaged.iter().any(|dir| has(dir, SOCKET))) else {
-            return false;
-        };
+        let service = service.filter(|_| self.packaged.iter().any(|dir| has(dir, SOCKET)))?;
         let text = std::fs::read_to_string(service.join(SERVICE)).unwrap_or_default();
-        program_of(&text).is_some_and(|program| program.is_file())
+        program_of(&text).filter(|program| program.is_file())
     }
 
     /// Refuses units that are masked: enabling them would fail halfway.
@@ -148,16 +183,16 @@ impl Setup {
         &self,
         program: impl FnOnce() -> Result<PathBuf, CannotInstall>,
     ) -> Result<Plan, CannotInstall> {
-        self.reach()?;
+        let version = self.reach()?;
         let (service, socket) = (self.show(SERVICE)?, self.show(SOCKET)?);
         self.refuse_masked(&[&service, &socket])?;
         let is = |of: &BTreeMap<String, String>, key: &str, wanted: &str| {
             of.get(key).is_some_and(|value| value == wanted)
         };
         let mut plan = Plan::default();
-        let is_packaged = self.is_packaged();
+        let packaged = self.packaged();
         // A package's own program may lie anywhere; ours is not asked for then.
-        let program = if is_packaged { None } else { Some(program()?) };
+        let program = if packaged.is_some() { None } else { Some(program()?) };
         for (unit, template) in self.templates() {
             let path = self.units.join(unit);
             match (&program, look(&path)?) {
@@ -165,7 +200,7 @@ impl Setup {
                     if found == Found::Foreign {
                         return Err(CannotInstall::NotOurs(path));
                     }
-                    let text = fill(template, program)?;
+                    let text = fill(template, program, version)?;
                     if found != Found::Ours(text.clone()) {
                         plan.steps.push(Step::Write { path, text, mode: 0o644 });
                     }
@@ -177,7 +212,7 @@ impl Setup {
                 (None, _) => {}
             }
         }
-        if is_packaged {
+        if packaged.is_some() {
             plan.notes.push("the units of the package are used; nothing is copied".into());
         }
         let is_stale = is(&service, "NeedDaemonReload", "yes") || is(&socket, "NeedDaemonReload", "yes");
@@ -188,16 +223,24 @@ impl Setup {
         if !(is(&socket, "UnitFileState", "enabled") && is(&socket, "ActiveState", "active")) {
             plan.steps.push(self.step(&["enable", "--now", SOCKET]));
         }
+        // Somebody removed the file under the unit that listens.
+        if is(&socket, "ActiveState", "active") && self.socket.symlink_metadata().is_err() {
+            plan.steps.push(self.step(&["restart", SOCKET]));
+        }
         // A newer unit is for the next start; a daemon whose program has moved would come back as
-        // the old one, or not at all.
+        // the old one, or not at all, and one whose program was replaced is the old one still.
         let runs = !is(&service, "ActiveState", "inactive") && !is(&service, "ActiveState", "failed");
-        if let Some(program) = &program {
-            let known = service.get("ExecStart").is_some_and(|command| {
-                command.is_empty() || command.contains(&format!("path={} ;", program.display()))
-            });
-            if reload && runs && !known && service.contains_key("ExecStart") {
-                plan.steps.push(self.step(&["try-restart", SERVICE]));
-            }
+        let has_moved = program.as_ref().is_some_and(|program| {
+            let path = format!("path={} ;", program.display());
+            let command = service.get("ExecStart").filter(|command| !command.is_empty());
+            reload && command.is_some_and(|command| !command.contains(&path))
+        });
+        let process = service.get("MainPID").and_then(|pid| pid.parse().ok()).filter(|pid| *pid != 0);
+        let is_replaced = program.or(packaged).is_some_and(|program| {
+            process.is_some_and(|process| survey::runs(Pid(process), &program) == Some(false))
+        });
+        if runs && (has_moved || is_replaced) {
+            plan.steps.push(self.step(&["try-restart", SERVICE]));
         }
         Ok(plan)
     }
@@ -275,8 +318,19 @@ impl Setup {
     }
 }
 
-/// A unit of the tree with the mark, and with the path of `program`.
-fn fill(template: &str, program: &Path) -> Result<String, CannotInstall> {
+/// The number at the beginning of a version such as `257.13-1~deb13u1`; 0 if there is none.
+fn number_of(version: &str) -> u32 {
+    let digits = version.trim_start().split(|letter: char| !letter.is_ascii_digit()).next();
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// A unit of the tree with the mark, with the path of `program`, and with what a systemd of this version
+/// understands.
+fn fill(template: &str, program: &Path, version: u32) -> Result<String, CannotInstall> {
+    let template = match version {
+        RELOADING_SINCE.. => template.replace(ANY_TYPE, RELOADING_TYPE),
+        _ => template.to_owned(),
+    };
     let program = quoted(program)?;
     let mut text = format!("# {MARK}; `authsock uninstall` removes it. Changes belong into a drop-in.\n");
     for line in template.lines() {
@@ -292,7 +346,11 @@ fn fill(template: &str, program: &Path) -> Result<String, CannotInstall> {
 /// A path as the first word of a command line in a unit (systemd.service(5), "Command lines"). `$`
 /// stands for nothing there.
 fn quoted(program: &Path) -> Result<String, CannotInstall> {
-    let refuse = |problem: &str| CannotInstall::Program { path: program.into(), problem: problem.into() };
+    let refuse = |problem: &str| CannotInstall::Program {
+        path: program.into(),
+        problem: problem.into(),
+        way_out: String::new(),
+    };
     let path = program.to_str().ok_or_else(|| refuse("its path is not UTF-8"))?;
     if path.chars().any(char::is_control) {
         return Err(refuse("its path has control characters"));
@@ -325,7 +383,7 @@ mod tests {
     fn every_template_is_filled_with_the_program_and_nothing_else_changes() {
         let program = Path::new("/home/ü/50% of/\"authsock\"");
         for (unit, template) in USER_UNITS.iter().chain(&SYSTEM_UNITS) {
-            let text = fill(template, program).unwrap();
+            let text = fill(template, program, 252).unwrap();
             assert!(text.lines().next().unwrap().contains(MARK), "{unit}");
             assert_eq!(text.contains("ExecStart="), *unit == SERVICE, "{unit}");
             assert!(!text.contains(TEMPLATE_PROGRAM), "{unit}: the path of a package is left");
@@ -338,10 +396,32 @@ mod tests {
             };
             assert_eq!(kept(&text), kept(template), "{unit}");
         }
-        let text = fill(USER_UNITS[0].1, program).unwrap();
+        let text = fill(USER_UNITS[0].1, program, 252).unwrap();
         assert!(text.contains("\nExecStart=\"/home/ü/50%% of/\\\"authsock\\\"\" serve\n"), "{text}");
-        let plain = fill(USER_UNITS[0].1, Path::new("/home/me/.cargo/bin/authsock")).unwrap();
+        let plain = fill(USER_UNITS[0].1, Path::new("/home/me/.cargo/bin/authsock"), 252).unwrap();
         assert!(plain.contains("\nExecStart=/home/me/.cargo/bin/authsock serve\n"), "{plain}");
+    }
+
+    #[test]
+    fn a_reload_is_announced_where_systemd_knows_the_type_and_asked_for_by_a_signal_elsewhere() {
+        for (version, number) in
+            [("252.39-1~deb12u2\n", 252), ("257 (257.13)", 257), ("262~rc1", 262), ("v1", 0), ("", 0)]
+        {
+            assert_eq!(number_of(version), number, "{version}");
+        }
+        for template in [USER_UNITS[0].1, SYSTEM_UNITS[0].1] {
+            let of = |version| fill(template, Path::new("/a"), version).unwrap();
+            for old in [of(0), of(252)] {
+                assert!(
+                    old.contains("\nType=notify\n") && old.contains("\nExecReload=/bin/kill -HUP"),
+                    "{old}"
+                );
+            }
+            let new = of(253);
+            assert_eq!(new.matches("Type=").count(), 1 + new.matches("# Type=").count(), "{new}");
+            assert!(new.contains("\nType=notify-reload\n") && !new.contains("ExecReload"), "{new}");
+            assert_eq!(new, of(262));
+        }
     }
 
     #[test]
@@ -354,7 +434,7 @@ mod tests {
     #[test]
     fn the_program_of_a_unit_is_read_as_it_was_written() {
         for path in ["/usr/bin/authsock", "/a b/authsock", "/50%/authsock"] {
-            let text = fill(USER_UNITS[0].1, Path::new(path)).unwrap();
+            let text = fill(USER_UNITS[0].1, Path::new(path), 252).unwrap();
             assert_eq!(program_of(&text), Some(path.into()));
         }
         assert_eq!(program_of("[Service]\nExecStart=-/bin/x y\n"), Some("/bin/x".into()));
@@ -365,18 +445,18 @@ mod tests {
     #[test]
     fn a_package_counts_only_with_both_units_and_an_existing_program() {
         let temp = tempfile::tempdir().unwrap();
-        let mut setup = Setup::of_user(temp.path());
+        let mut setup = Setup::of_system();
         setup.packaged = vec![temp.path().join("none"), temp.path().to_path_buf()];
         let dir =
             crate::kernel::dir::Dir::open_or_create(temp.path(), crate::kernel::dir::own_uid()).unwrap();
-        assert!(!setup.is_packaged());
+        assert_eq!(setup.packaged(), None);
         dir.replace(SERVICE, format!("ExecStart={}\n", temp.path().join("program").display()).as_bytes())
             .unwrap();
         dir.replace(SOCKET, b"").unwrap();
-        assert!(!setup.is_packaged(), "there is no such program");
+        assert_eq!(setup.packaged(), None, "there is no such program");
         dir.replace("program", b"").unwrap();
-        assert!(setup.is_packaged());
+        assert_eq!(setup.packaged(), Some(temp.path().join("program")));
         dir.remove(SOCKET).unwrap();
-        assert!(!setup.is_packaged(), "half of a package");
+        assert_eq!(setup.packaged(), None, "half of a package");
     }
 }

@@ -530,9 +530,10 @@ fn refuse_strangers(path: &Path, stat: &FileStat, owner: u32, others: u32) -> Re
     Ok(())
 }
 
-/// Refuses a program that somebody else than this user and root could replace: the file, and every
-/// directory on the way to it. `path` must not lead through links. A directory of this user's may be
-/// open to this user's own group, which is private where the umask makes it so.
+/// Refuses a program that somebody else than this user and root could replace, now or once it is gone: the
+/// file, and every directory on the way to it. A sticky directory keeps only what is there, so it is not
+/// excused. `path` must not lead through links. A directory of this user's may be open to this user's own
+/// group, which is private where the umask makes it so.
 ///
 /// # Errors
 /// [`Unusable`], naming the first path that is not to be trusted.
@@ -542,14 +543,8 @@ pub fn refuse_replaceable(path: &Path) -> Result<(), Unusable> {
             Errno::ENOENT => Unusable::new(part, Problem::Missing),
             errno => Unusable::io(part, "examine", errno),
         })?;
-        let is_sticky = file_type(&stat) == SFlag::S_IFDIR && permissions(&stat) & 0o1000 != 0;
         let is_own_group = stat.st_gid == unistd::getegid().as_raw() || stat.st_uid == 0;
-        let others = match (is_sticky, is_own_group) {
-            (true, _) => 0,
-            (false, true) => 0o002,
-            (false, false) => 0o022,
-        };
-        refuse_strangers(part, &stat, own_uid(), others)?;
+        refuse_strangers(part, &stat, own_uid(), if is_own_group { 0o002 } else { 0o022 })?;
     }
     Ok(())
 }
@@ -802,11 +797,18 @@ mod tests {
 
     #[test]
     fn a_program_that_others_could_replace_is_named() {
-        let (_temp, dir) = fixture();
+        // Below /tmp nothing stays.
+        let home = std::env::home_dir().and_then(|home| tempfile::tempdir_in(home).ok());
+        let Some(temp) = home else { return };
+        let dir = Dir::open_or_create(&temp.path().join("bin"), own_uid()).unwrap();
         dir.replace_with_mode("program", b"x", 0o755).unwrap();
         let program = dir.path().join("program").canonicalize().unwrap();
         refuse_replaceable(&program).unwrap();
-        for (path, mode) in [(program.as_path(), 0o757), (program.parent().unwrap(), 0o702)] {
+        for (path, mode) in [
+            (program.as_path(), 0o757),
+            (program.parent().unwrap(), 0o702),
+            (program.parent().unwrap(), 0o1777),
+        ] {
             std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
             let refused = refuse_replaceable(&program).unwrap_err();
             assert!(matches!(refused.problem, Problem::OthersMayWrite { .. }), "{refused}");

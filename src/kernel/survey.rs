@@ -40,6 +40,20 @@ pub fn user_name(uid: u32) -> Option<String> {
     nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
 }
 
+/// Whether a user's manager runs without a login, from boot on (loginctl(1), enable-linger).
+pub fn lingers(user: &str) -> bool {
+    Path::new("/var/lib/systemd/linger").join(user).exists()
+}
+
+/// Whether a process runs the program that lies at `path` now; false where that was replaced since. `None` where
+/// either cannot be looked at.
+pub fn runs(pid: Pid, path: &Path) -> Option<bool> {
+    use std::os::unix::fs::MetadataExt;
+    // The link leads to the file itself, also once its name is another's.
+    let file = |path: &Path| path.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
+    Some(file(Path::new(&format!("/proc/{pid}/exe")))? == file(path)?)
+}
+
 /// How long ago a moment of the monotonic clock was that systemd gave in microseconds.
 pub fn since_monotonic(microseconds: u64) -> Option<Duration> {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).ok()?;

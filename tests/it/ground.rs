@@ -37,6 +37,17 @@ pub fn has(program: &str) -> bool {
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
+/// A directory in which a program can stay: not below /tmp, where anybody may take a name that was given up. None,
+/// said aloud, where this user has no such place.
+pub fn place_to_stay() -> Option<tempfile::TempDir> {
+    let home = std::env::home_dir().filter(|home| home.is_absolute());
+    let made = home.and_then(|home| tempfile::Builder::new().prefix(".authsock-test-").tempdir_in(home).ok());
+    let stays = |dir: &tempfile::TempDir| authsock::kernel::dir::refuse_replaceable(dir.path()).is_ok();
+    let made = made.filter(stays);
+    skip_unless(made.is_some(), "this user has no home directory that is nobody else's to change");
+    made
+}
+
 /// A user's surroundings, with nothing in them.
 pub struct Ground {
     dir: tempfile::TempDir,

@@ -6,7 +6,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::ground::{AUTHSOCK, Ground, put, text_of};
+use crate::ground::{AUTHSOCK, Ground, is_root, place_to_stay, put, text_of};
 
 /// A stand-in for systemctl: it notes each call, and answers from files beside it.
 const SYSTEMCTL: &str = r#"#!/bin/sh
@@ -28,14 +28,14 @@ exit 0
 struct Machine {
     ground: Ground,
     bin: PathBuf,
+    _stays: tempfile::TempDir,
 }
 
 impl Machine {
-    fn new() -> Machine {
+    fn new() -> Option<Machine> {
         let mut ground = Ground::new();
-        let bin = ground.root().join("bin");
-        std::fs::create_dir(&bin).unwrap();
-        std::fs::set_permissions(&bin, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let stays = place_to_stay()?;
+        let bin = stays.path().canonicalize().unwrap();
         // The one under test lies in a build directory.
         ground.binary = bin.join("authsock");
         // Written by other processes: whatever another test starts meanwhile would inherit a
@@ -46,7 +46,7 @@ impl Machine {
         };
         write("cp \"$1\" \"$0\"", &ground.binary, AUTHSOCK);
         write("printf %s \"$1\" >\"$0\"; chmod 755 \"$0\"", &bin.join("systemctl"), SYSTEMCTL);
-        Machine { ground, bin }
+        Some(Machine { ground, bin, _stays: stays })
     }
 
     fn run<const N: usize>(&self, args: [&str; N]) -> Output {
@@ -88,7 +88,7 @@ fn files(dir: &Path) -> Vec<(PathBuf, u64, i64)> {
 
 #[test]
 fn a_dry_run_says_each_step_in_its_order_and_changes_nothing() {
-    let machine = Machine::new();
+    let Some(machine) = Machine::new() else { return };
     let before = files(&machine.ground.home());
     let output = machine.run(["install", "--dry-run", "--json"]);
     assert!(output.status.success(), "{}", text_of(&output));
@@ -112,7 +112,7 @@ fn a_dry_run_says_each_step_in_its_order_and_changes_nothing() {
 
 #[test]
 fn the_units_have_this_program_s_path_and_a_second_time_nothing_is_touched() {
-    let machine = Machine::new();
+    let Some(machine) = Machine::new() else { return };
     let daemon = machine.ground.serve();
     let output = machine.run(["install"]);
     assert!(output.status.success(), "{}", text_of(&output));
@@ -133,7 +133,7 @@ fn the_units_have_this_program_s_path_and_a_second_time_nothing_is_touched() {
 
 #[test]
 fn a_program_that_moved_is_written_anew_and_only_then_a_running_service_is_restarted() {
-    let machine = Machine::new();
+    let Some(machine) = Machine::new() else { return };
     let _daemon = machine.ground.serve();
     assert!(machine.run(["install"]).status.success());
     machine.told();
@@ -149,7 +149,10 @@ fn a_program_that_moved_is_written_anew_and_only_then_a_running_service_is_resta
     assert!(machine.run(["install"]).status.success());
     assert_eq!(machine.told(), ["daemon-reload"]);
     assert_eq!(std::fs::read_to_string(&unit).unwrap(), written);
-    put(&unit, &written.replace("/bin/authsock", "/old/authsock"), 0o644);
+    let moved =
+        written.replace(machine.ground.binary.canonicalize().unwrap().to_str().unwrap(), "/old/authsock");
+    assert_ne!(moved, written);
+    put(&unit, &moved, 0o644);
     loaded(Path::new("/old/authsock"));
     assert!(machine.run(["install"]).status.success());
     assert_eq!(machine.told(), ["daemon-reload", "try-restart authsock.service"]);
@@ -157,7 +160,7 @@ fn a_program_that_moved_is_written_anew_and_only_then_a_running_service_is_resta
 
 #[test]
 fn an_attempt_that_failed_in_the_middle_is_brought_to_its_end_by_the_next() {
-    let machine = Machine::new();
+    let Some(machine) = Machine::new() else { return };
     let _daemon = machine.ground.serve();
     put(&machine.bin.join("no-reload"), "", 0o644);
     let output = machine.run(["install"]);
@@ -173,7 +176,7 @@ fn an_attempt_that_failed_in_the_middle_is_brought_to_its_end_by_the_next() {
 #[test]
 fn a_unit_that_somebody_else_wrote_is_neither_overwritten_nor_removed() {
     for unit in ["authsock.service", "authsock.socket"] {
-        let machine = Machine::new();
+        let Some(machine) = Machine::new() else { return };
         std::fs::create_dir_all(machine.units()).unwrap();
         put(&machine.units().join(unit), "[Unit]\nDescription=mine\n", 0o644);
         let before = files(&machine.ground.home());
@@ -191,16 +194,21 @@ fn a_unit_that_somebody_else_wrote_is_neither_overwritten_nor_removed() {
 
 #[test]
 fn without_a_user_manager_nothing_is_half_done_and_the_way_out_is_said() {
-    let machine = Machine::new();
+    let Some(machine) = Machine::new() else { return };
     put(&machine.bin.join("away"), "", 0o644);
     let before = files(&machine.ground.home());
     for verb in ["install", "uninstall"] {
         let output = machine.run([verb]);
         assert_eq!(output.status.code(), Some(1));
         let words = text_of(&output);
-        for wanted in ["no user manager", "No medium found", "loginctl enable-linger"] {
-            assert!(words.contains(wanted), "{words}");
-        }
+        assert!(words.contains("No medium found"), "{words}");
+        // What else is said depends on the machine.
+        let way_out = match (Path::new("/run/systemd/system").exists(), is_root()) {
+            (false, _) => "not booted with systemd",
+            (true, true) => "as the user whom authsock is to serve",
+            (true, false) => "loginctl enable-linger",
+        };
+        assert!(words.contains(way_out), "{words}");
     }
     assert_eq!(files(&machine.ground.home()), before);
 }
@@ -208,7 +216,7 @@ fn without_a_user_manager_nothing_is_half_done_and_the_way_out_is_said() {
 #[test]
 fn a_masked_unit_is_named_before_anything_is_written() {
     for unit in ["authsock.service", "authsock.socket"] {
-        let machine = Machine::new();
+        let Some(machine) = Machine::new() else { return };
         machine.say(unit, "LoadState=masked\nActiveState=inactive\n");
         let before = files(&machine.ground.home());
         let output = machine.run(["install"]);
@@ -221,7 +229,7 @@ fn a_masked_unit_is_named_before_anything_is_written() {
 
 #[test]
 fn a_program_in_a_build_directory_is_not_installed() {
-    let mut machine = Machine::new();
+    let Some(mut machine) = Machine::new() else { return };
     machine.ground.binary = AUTHSOCK.into();
     let output = machine.run(["install"]);
     assert_eq!(output.status.code(), Some(1));
@@ -232,7 +240,7 @@ fn a_program_in_a_build_directory_is_not_installed() {
 
 #[test]
 fn uninstalling_leaves_what_was_there_before_and_the_configuration() {
-    let machine = Machine::new();
+    let Some(machine) = Machine::new() else { return };
     let before = files(&machine.ground.home());
     let daemon = machine.ground.serve();
     assert!(machine.run(["install"]).status.success());
@@ -268,7 +276,7 @@ fn uninstalling_leaves_what_was_there_before_and_the_configuration() {
 
 #[test]
 fn a_daemon_that_a_client_started_keeps_what_it_uses() {
-    let machine = Machine::new();
+    let Some(machine) = Machine::new() else { return };
     machine.ground.json(["whoami"]);
     let output = machine.run(["uninstall"]);
     assert!(output.status.success(), "{}", text_of(&output));
@@ -279,16 +287,63 @@ fn a_daemon_that_a_client_started_keeps_what_it_uses() {
 
 #[test]
 fn the_machine_s_units_are_for_root() {
-    let machine = Machine::new();
-    if crate::ground::is_root() {
+    let Some(machine) = Machine::new() else { return };
+    if is_root() {
+        // Its unit would not see a program in a home.
         let output = machine.run(["install", "--system", "--dry-run"]);
         let words = text_of(&output);
-        assert!(output.status.success(), "{words}");
-        assert!(words.contains("/etc/systemd/system/authsock.socket"), "{words}");
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(words.contains("does not see") && words.contains("/usr/local/bin/authsock"), "{words}");
     } else {
         let output = machine.run(["install", "--system"]);
         assert_eq!(output.status.code(), Some(1));
         assert!(text_of(&output).contains("--system is for root"), "{}", text_of(&output));
     }
     assert_eq!(machine.run(["install", "--system", "--user"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_program_that_was_replaced_is_taken_up_and_a_socket_s_file_that_was_removed_is_made_anew() {
+    let Some(machine) = Machine::new() else { return };
+    let daemon = machine.ground.serve();
+    assert!(machine.run(["install"]).status.success());
+    machine.told();
+    let program = machine.ground.binary.canonicalize().unwrap();
+    let running = |pid: u32| {
+        let words = format!(
+            "ActiveState=active\nExecStart={{ path={} ; argv[]=x }}\nMainPID={pid}\n",
+            program.display()
+        );
+        machine.say("authsock.service", &words);
+    };
+    running(daemon.child.id());
+    assert!(machine.run(["install"]).status.success());
+    assert!(machine.told().is_empty(), "the daemon runs what lies there");
+    // As an upgrade does: another file by the same name.
+    let next = machine.bin.join("next");
+    std::fs::copy(&program, &next).unwrap();
+    std::fs::rename(&next, &program).unwrap();
+    assert!(machine.run(["install"]).status.success());
+    assert_eq!(machine.told(), ["try-restart authsock.service"]);
+    running(0);
+    let aside = machine.ground.root().join("aside");
+    std::fs::rename(machine.ground.init_socket(), &aside).unwrap();
+    machine.run(["install", "--timeout", "1"]);
+    assert_eq!(machine.told(), ["restart authsock.socket"]);
+}
+
+#[test]
+fn what_has_its_place_cannot_be_named_to_install() {
+    let Some(machine) = Machine::new() else { return };
+    for option in ["--socket", "--token-file"] {
+        for verb in ["install", "uninstall"] {
+            let output = machine.run([verb, option, "/nowhere"]);
+            assert_eq!(output.status.code(), Some(2));
+            assert!(
+                text_of(&output).contains(&format!("{option} has no meaning here")),
+                "{}",
+                text_of(&output)
+            );
+        }
+    }
 }

@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use crate::ground::{Ground, has, put, skip_unless, text_of};
 
-/// Each shell with what makes it take over what `authsock env` prints.
+/// Each shell with what makes it take over what `authsock env` prints, and a `$SHELL` that is not it.
 const SHELLS: [(&str, &str, &str); 6] = [
-    ("sh", "sh", "eval \"$(authsock env --shell sh)\""),
-    ("bash", "sh", "eval \"$(authsock env --shell sh)\""),
-    ("dash", "sh", "eval \"$(authsock env --shell sh)\""),
-    ("zsh", "sh", "eval \"$(authsock env --shell sh)\""),
-    ("fish", "fish", "authsock env --shell fish | source"),
-    ("tcsh", "csh", "eval \"`authsock env --shell csh`\""),
+    ("sh", "/usr/bin/fish", "eval \"$(authsock env)\""),
+    ("bash", "/usr/bin/fish", "eval \"$(authsock env)\""),
+    ("dash", "/usr/bin/tcsh", "eval \"$(authsock env)\""),
+    ("zsh", "/usr/bin/fish", "eval \"$(authsock env)\""),
+    ("fish", "/bin/bash", "authsock env | source"),
+    ("tcsh", "/bin/bash", "eval \"`authsock env`\""),
 ];
 
 /// A runtime directory whose name has all that shells stumble over.
@@ -47,13 +47,14 @@ fn every_shell_takes_over_what_env_prints_whatever_the_paths_look_like() {
     let ground = Ground::new();
     let runtime = thorny(&ground);
     let path = path_with_the_binary(&ground);
-    for (shell, _, eval) in SHELLS {
+    for (shell, login, eval) in SHELLS {
         if skip_unless(has(shell), &format!("{shell} is not installed")) {
             continue;
         }
         let script = |words: &str| {
             let mut command = ground.command(shell);
             command.arg("-c").arg(words).env("PATH", &path).env("XDG_RUNTIME_DIR", &runtime);
+            command.env("SHELL", login);
             command
         };
         // As the owner: a shell that was told of another session is the owner's afterwards.
@@ -78,13 +79,13 @@ fn every_shell_takes_over_what_env_prints_whatever_the_paths_look_like() {
 fn a_shell_elsewhere_that_reads_it_is_the_same_session() {
     let ground = Ground::new();
     let path = path_with_the_binary(&ground);
-    for (shell, name, _) in SHELLS {
+    for (shell, ..) in SHELLS {
         if skip_unless(has(shell), &format!("{shell} is not installed")) {
             continue;
         }
         // What one of a session's programs prints, another reads that has no variable at all.
         let words = format!(
-            "authsock env --shell {name} >\"$1\" && exec env -i PATH=\"$PATH\" HOME=\"$HOME\" {shell} -c '. \"$0\"; authsock whoami --json' \"$1\""
+            "authsock env --shell {shell} >\"$1\" && exec env -i PATH=\"$PATH\" HOME=\"$HOME\" {shell} -c '. \"$0\"; authsock whoami --json' \"$1\""
         );
         let words = match shell {
             "fish" => words.replace(". \"$0\"", "source $argv[1]"),
@@ -137,11 +138,11 @@ fn env_never_prints_a_token_and_says_so_where_there_is_only_that() {
 fn unset_takes_every_name_out_of_a_shell_and_starts_nothing() {
     let ground = Ground::new();
     let path = path_with_the_binary(&ground);
-    for (shell, name, eval) in SHELLS {
+    for (shell, _, eval) in SHELLS {
         if skip_unless(has(shell), &format!("{shell} is not installed")) {
             continue;
         }
-        let eval = eval.replace("env --shell", "env -k --shell");
+        let eval = eval.replace("authsock env", "authsock env -k");
         let output = ground
             .command(shell)
             .args(["-c", &format!("{eval}; env")])
@@ -149,7 +150,7 @@ fn unset_takes_every_name_out_of_a_shell_and_starts_nothing() {
             .envs([("AUTHSOCK_SOCKET", "/s"), ("AUTHSOCK_TOKEN_FILE", "/t"), ("AUTHSOCK_TOKEN_FD", "9")])
             .output()
             .unwrap();
-        assert!(output.status.success(), "{name}: {}", text_of(&output));
+        assert!(output.status.success(), "{shell}: {}", text_of(&output));
         assert!(!text_of(&output).contains("AUTHSOCK_"), "{shell}: {}", text_of(&output));
         assert!(text_of(&output).contains("XDG_RUNTIME_DIR="), "{shell}: what is the login's stays");
     }
