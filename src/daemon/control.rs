@@ -345,7 +345,11 @@ fn unavailable(words: &str) -> RpcError {
 fn not_made(error: NotMade) -> RpcError {
     let code = match error {
         NotMade::Realm(_) | NotMade::Binding(_) | NotMade::Rotated => ErrorCode::NotPermitted,
-        NotMade::Full(_) | NotMade::FullForUid(_) | NotMade::TooLong(_) => ErrorCode::LimitReached,
+        NotMade::Full(_)
+        | NotMade::FullForUid(_)
+        | NotMade::FullOfLeaders(_)
+        | NotMade::FullOfLeadersForUid(_)
+        | NotMade::TooLong(_) => ErrorCode::LimitReached,
         NotMade::TokenTaken => ErrorCode::InvalidParams,
         NotMade::ParentEnded => ErrorCode::NotFound,
         NotMade::NoRandomness | NotMade::NotKept(_) => ErrorCode::Unavailable,

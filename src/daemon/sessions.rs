@@ -131,7 +131,8 @@ impl Sessions {
             log_end(session, reason);
             let leader_lives = session.leader.is_some_and(|leader| lock(&self.registry).leads(&leader));
             if leader_lives {
-                self.store.end(session, reason);
+                let per_uid = lock(&self.registry).capacity().sessions_per_uid;
+                self.store.end(session, reason, per_uid);
             } else {
                 self.store.forget(&session.id);
             }

@@ -4,6 +4,7 @@
 //! gets the reason as a suffix, which needs no space: the process and all below it are still not the
 //! owner, and its token's holder is still told why. When the process ends, its files go.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 
@@ -19,7 +20,8 @@ use crate::session::registry::{ENDED_KEPT, Registry};
 use crate::session::{EndReason, Millis, Session, SessionId};
 
 /// Most files of ended sessions that are kept of one living leader. The last is what counts for the
-/// owner's token; the others are for tokens that are told `revoked` rather than `denied`.
+/// owner's token; the others are for tokens that are told `revoked` rather than `denied`. A user of whom
+/// there are more than `limits.sessions_per_uid` in all has the last only.
 const ENDED_PER_LEADER: usize = 16;
 
 /// Why a record cannot be kept.
@@ -49,8 +51,42 @@ enum NotRead {
 pub(super) struct Store {
     dir: Dir,
     boot: Option<String>,
-    /// Files of ended sessions by their leaders that live, the oldest first.
-    ended: Mutex<HashMap<Identity, VecDeque<String>>>,
+    ended: Mutex<Ended>,
+}
+
+/// Files of ended sessions whose leaders live.
+#[derive(Debug, Default)]
+struct Ended {
+    /// By their leaders, with the user; the oldest first.
+    of: HashMap<Identity, (u32, VecDeque<String>)>,
+    /// How many each user has.
+    per_uid: HashMap<u32, usize>,
+}
+
+impl Ended {
+    /// Adds one, and gives those that are too many then.
+    fn add(&mut self, leader: Identity, uid: u32, name: String, per_uid: usize) -> Vec<String> {
+        let (_, names) = self.of.entry(leader).or_insert_with(|| (uid, VecDeque::new()));
+        names.push_back(name);
+        let in_all = self.per_uid.entry(uid).or_default();
+        *in_all += 1;
+        let most = if *in_all > per_uid { 1 } else { ENDED_PER_LEADER };
+        let surplus: Vec<String> = names.drain(..names.len().saturating_sub(most)).collect();
+        *in_all -= surplus.len();
+        surplus
+    }
+
+    /// Takes away all of a leader.
+    fn take(&mut self, leader: &Identity) -> VecDeque<String> {
+        let Some((uid, names)) = self.of.remove(leader) else { return VecDeque::new() };
+        if let Entry::Occupied(mut in_all) = self.per_uid.entry(uid) {
+            *in_all.get_mut() -= names.len();
+            if *in_all.get() == 0 {
+                in_all.remove();
+            }
+        }
+        names
+    }
 }
 
 /// A record that was read, and its leader's process if that lives.
@@ -80,7 +116,8 @@ impl Store {
     }
 
     /// Notes that a session ended whose leader's process lives.
-    pub(super) fn end(&self, session: &Session, reason: &EndReason) {
+    /// `per_uid` is how many sessions one user may have.
+    pub(super) fn end(&self, session: &Session, reason: &EndReason, per_uid: usize) {
         let (from, to) = (session.id.as_str(), file_of_ended(&session.id, reason));
         if let Err(error) = self.dir.rename(from, &to) {
             // Its token must not come to life again with the next daemon.
@@ -88,23 +125,19 @@ impl Store {
             self.remove(from);
             return;
         }
-        self.note_ended(session, to);
+        self.note_ended(session, to, per_uid);
     }
 
     /// Notes that a leader's process has ended: nothing is kept of what it led.
     pub(super) fn leader_ended(&self, leader: &Identity) {
-        let names = lock(&self.ended).remove(leader);
-        names.iter().flatten().for_each(|name| self.remove(name));
+        let names = lock(&self.ended).take(leader);
+        names.iter().for_each(|name| self.remove(name));
     }
 
-    fn note_ended(&self, session: &Session, name: String) {
+    fn note_ended(&self, session: &Session, name: String, per_uid: usize) {
         let Some(leader) = session.leader else { return };
-        let mut ended = lock(&self.ended);
-        let names = ended.entry(leader).or_default();
-        names.push_back(name);
-        while names.len() > ENDED_PER_LEADER {
-            names.pop_front().iter().for_each(|oldest| self.remove(oldest));
-        }
+        let surplus = lock(&self.ended).add(leader, session.uid, name, per_uid);
+        surplus.iter().for_each(|oldest| self.remove(oldest));
     }
 
     fn remove(&self, name: &str) {
@@ -244,7 +277,7 @@ impl Restoring<'_> {
         };
         log_end(session, &reason);
         if leader.is_some() {
-            self.store.end(session, &reason);
+            self.store.end(session, &reason, self.registry.capacity().sessions_per_uid);
             self.remember(record, &reason, leader);
         } else {
             self.store.forget(&session.id);
@@ -256,7 +289,7 @@ impl Restoring<'_> {
     fn ended(&mut self, record: &Record, reason: &EndReason, leader: Option<Process>) {
         let name = file_of_ended(&record.session.id, reason);
         if leader.is_some() {
-            self.store.note_ended(&record.session, name);
+            self.store.note_ended(&record.session, name, self.registry.capacity().sessions_per_uid);
             self.remember(record, reason, leader);
         } else {
             self.store.remove(&name);
@@ -306,5 +339,53 @@ fn parse_name(name: &str) -> Option<(&str, SessionId, Option<EndReason>)> {
             let id = id.parse().ok().filter(|id: &SessionId| !id.stands_for_somebody())?;
             Some((name, id, Some(EndReason::of_word(reason)?)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::process::Pid;
+
+    #[test]
+    fn a_user_s_ended_sessions_are_on_record_as_far_as_fits_and_the_last_of_each_leader_always() {
+        let leader = |pid: u32| Identity { pid: Pid(pid), pidfs: Some(u64::from(pid)), start: None };
+        let mut ended = Ended::default();
+        const PER_UID: usize = 20;
+        let mut add = |pid: u32, uid: u32, name: &str| ended.add(leader(pid), uid, name.into(), PER_UID);
+        for number in 0..ENDED_PER_LEADER {
+            assert!(add(1, 7, &number.to_string()).is_empty());
+        }
+        assert_eq!(add(1, 7, "16"), ["0"], "the oldest of this leader");
+        for name in ["a", "b", "c", "d"] {
+            assert!(add(2, 7, name).is_empty());
+        }
+        assert_eq!(add(2, 7, "e"), ["a", "b", "c", "d"], "more than fits: the last alone");
+        assert!(add(3, 8, "x").is_empty(), "another user has its own");
+        // What is there counts on, and each leader keeps one.
+        for pid in 10..13 {
+            assert!(add(pid, 7, "only").is_empty(), "{pid}");
+        }
+        assert!(add(13, 7, "only").is_empty());
+        assert_eq!(add(13, 7, "next"), ["only"]);
+        assert_eq!(ended.per_uid[&7], ENDED_PER_LEADER + 1 + 4);
+        assert_eq!(ended.take(&leader(1)).len(), ENDED_PER_LEADER);
+        assert_eq!(ended.take(&leader(1)).len(), 0);
+        assert_eq!(ended.per_uid[&7], 5);
+        for pid in [2, 3, 10, 11, 12, 13] {
+            assert_eq!(
+                ended.take(&leader(pid)),
+                if pid == 2 {
+                    ["e"]
+                } else if pid == 3 {
+                    ["x"]
+                } else if pid == 13 {
+                    ["next"]
+                } else {
+                    ["only"]
+                }
+            );
+        }
+        assert!(ended.per_uid.is_empty() && ended.of.is_empty());
     }
 }

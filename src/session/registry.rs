@@ -3,6 +3,7 @@
 //! Pure but for the walk up the process tree, which the caller passes in. The daemon's own token is
 //! the first session, so there is one way to resolve a token.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
@@ -76,6 +77,16 @@ pub enum NotMade {
     /// All of this user's places are taken.
     #[error("limit sessions_per_uid = {0} is reached; end some, or raise it in [limits]")]
     FullForUid(usize),
+    /// All places are taken by processes that lead, or led, sessions.
+    #[error(
+        "limit sessions = {0} is reached by processes that lead or led sessions and still run; let some end, or raise it in [limits]"
+    )]
+    FullOfLeaders(usize),
+    /// All of this user's places are.
+    #[error(
+        "limit sessions_per_uid = {0} is reached by processes that lead or led sessions and still run; let some end, or raise it in [limits]"
+    )]
+    FullOfLeadersForUid(usize),
     /// Another session has this token.
     #[error("another session has this token id; mint a new token")]
     TokenTaken,
@@ -170,7 +181,10 @@ struct Ended {
 /// that ends before its leader sets nobody free: what runs below the leader is still not the owner.
 #[derive(Debug, Default)]
 struct Leaders {
-    marks: HashSet<Mark>,
+    /// Each with the user whose sessions it leads or led.
+    marks: HashMap<Mark, u32>,
+    /// How many each user has.
+    per_uid: HashMap<u32, usize>,
     /// How many of them have no pid in our pid namespace: a way up may end below one unseen.
     unseen: usize,
 }
@@ -190,19 +204,37 @@ impl Mark {
 
 impl Leaders {
     /// Says whether it is new.
-    fn add(&mut self, leader: &Identity) -> bool {
-        let is_new = Mark::of(leader).is_some_and(|mark| self.marks.insert(mark));
-        self.unseen += usize::from(is_new && leader.pid.0 == 0);
-        is_new
+    fn add(&mut self, leader: &Identity, uid: u32) -> bool {
+        let Some(Entry::Vacant(place)) = Mark::of(leader).map(|mark| self.marks.entry(mark)) else {
+            return false;
+        };
+        place.insert(uid);
+        *self.per_uid.entry(uid).or_default() += 1;
+        self.unseen += usize::from(leader.pid.0 == 0);
+        true
     }
 
     fn remove(&mut self, leader: &Identity) {
-        let removed = Mark::of(leader).is_some_and(|mark| self.marks.remove(&mark));
-        self.unseen -= usize::from(removed && leader.pid.0 == 0);
+        let Some(uid) = Mark::of(leader).and_then(|mark| self.marks.remove(&mark)) else { return };
+        self.unseen -= usize::from(leader.pid.0 == 0);
+        if let Entry::Occupied(mut count) = self.per_uid.entry(uid) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 
     fn contains(&self, identity: &Identity) -> bool {
-        Mark::of(identity).is_some_and(|mark| self.marks.contains(&mark))
+        Mark::of(identity).is_some_and(|mark| self.marks.contains_key(&mark))
+    }
+
+    fn len(&self) -> usize {
+        self.marks.len()
+    }
+
+    fn of_uid(&self, uid: u32) -> usize {
+        self.per_uid.get(&uid).copied().unwrap_or(0)
     }
 }
 
@@ -332,6 +364,11 @@ impl Registry {
             .collect()
     }
 
+    /// How many sessions fit.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
     /// Changes how many sessions fit; those that live stay.
     pub fn set_capacity(&mut self, capacity: Capacity) {
         self.capacity = capacity;
@@ -431,7 +468,7 @@ impl Registry {
     /// Who runs inside a session must not be the owner, although it can read the owner's file.
     fn is_outside(&self, comer: &Comer<'_>) -> io::Result<bool> {
         // Where the platform cannot walk up (macOS), no session is bound to a tree either.
-        if self.leaders.marks.is_empty() || !cfg!(target_os = "linux") {
+        if self.leaders.len() == 0 || !cfg!(target_os = "linux") {
             return Ok(true);
         }
         let mut top = 0;
@@ -479,6 +516,16 @@ impl Registry {
         let uid = if maker.uid == 0 { parent.uid } else { maker.uid };
         if self.per_uid.get(&uid).is_some_and(|count| *count >= self.capacity.sessions_per_uid) {
             return Err(NotMade::FullForUid(self.capacity.sessions_per_uid));
+        }
+        // A process that led a session is watched, and on record, for as long as it lives: what it costs counts
+        // as long.
+        if !self.leaders.contains(&maker.leader) {
+            if self.leaders.len() >= self.capacity.sessions {
+                return Err(NotMade::FullOfLeaders(self.capacity.sessions));
+            }
+            if self.leaders.of_uid(uid) >= self.capacity.sessions_per_uid {
+                return Err(NotMade::FullOfLeadersForUid(self.capacity.sessions_per_uid));
+            }
         }
         let token_id = new.verifier.id();
         if self.verifier(token_id).is_some() {
@@ -537,7 +584,7 @@ impl Registry {
             self.expiries.insert((expires, id.clone()));
         }
         self.sessions.insert(id.clone(), Living { session: session.clone(), tokens });
-        session.leader.is_some_and(|leader| self.leaders.add(&leader))
+        session.leader.is_some_and(|leader| self.leaders.add(&leader, session.uid))
     }
 
     fn add_token(&mut self, session: &SessionId, verifier: Verifier, until: Option<Millis>) -> TokenId {
@@ -619,7 +666,7 @@ impl Registry {
             }
         }
         self.forget_ended(now);
-        record.session.leader.is_some_and(|leader| self.leaders.add(&leader))
+        record.session.leader.is_some_and(|leader| self.leaders.add(&leader, record.session.uid))
     }
 
     /// Lets a token of the owner or a user that came before the present one finish its grace. If the
@@ -809,7 +856,7 @@ impl Registry {
 
     /// How many processes live that lead a session, or led one.
     pub fn leaders(&self) -> usize {
-        self.leaders.marks.len()
+        self.leaders.len()
     }
 
     /// Whether the owner is alone.
@@ -1113,6 +1160,35 @@ mod tests {
         assert_eq!(registry.create(&asker, other.clone(), ask("a"), NOW).unwrap_err(), NotMade::Full(3));
         registry.end(&last.id, EndReason::Revoked, NOW);
         assert!(registry.create(&asker, other, ask("a"), NOW).is_ok());
+    }
+
+    #[test]
+    fn a_process_that_led_a_session_counts_for_as_long_as_it_lives() {
+        let owner = verifier();
+        let token_id = owner.id();
+        let capacity = Capacity { sessions: 3, sessions_per_uid: 2 };
+        let mut registry = Registry::new(UID, owner, NOW, capacity);
+        let asker = come(&registry, token_id, UID, &[99]).unwrap();
+        let make_and_end = |registry: &mut Registry, maker: Maker| {
+            let (session, _) = registry.create(&asker, maker, ask("a"), NOW)?;
+            registry.end(&session.id, EndReason::Revoked, NOW);
+            Ok::<(), NotMade>(())
+        };
+        for pid in [5, 6, 5, 6] {
+            make_and_end(&mut registry, maker(pid)).unwrap();
+        }
+        assert!(registry.is_empty());
+        let full = NotMade::FullOfLeadersForUid(2);
+        assert_eq!(make_and_end(&mut registry, maker(7)).unwrap_err(), full);
+        let of_another = |pid| Maker { uid: UID + pid, ..maker(pid) };
+        make_and_end(&mut registry, of_another(8)).unwrap();
+        assert_eq!(make_and_end(&mut registry, of_another(9)).unwrap_err(), NotMade::FullOfLeaders(3));
+        registry.end_leader(&maker(5).leader, NOW);
+        make_and_end(&mut registry, maker(7)).unwrap();
+        for pid in [6, 7, 8] {
+            registry.end_leader(&maker(pid).leader, NOW);
+        }
+        assert!(registry.leaders.per_uid.is_empty() && registry.leaders() == 0);
     }
 
     #[test]
