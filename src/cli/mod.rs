@@ -23,6 +23,7 @@ use clap::Parser;
 use serde_json::Value;
 
 use crate::client::{CallError, Client, ConnectError, Options};
+use crate::kernel::dir::runs_with_foreign_environment;
 use args::{Args, Common, Verb};
 use output::Output;
 
@@ -118,8 +119,12 @@ pub fn main() -> ExitCode {
     let done = match verb {
         Verb::Serve(args) => serve::serve(&common, &args),
         Verb::Run(args) => return finish_run(run::run(&common, args), &output),
-        Verb::Install(args) => install::install(&common, &args, &output),
-        Verb::Uninstall(args) => install::uninstall(&common, &args, &output),
+        Verb::Install(args) => {
+            refuse_set_id("install").and_then(|()| install::install(&common, &args, &output))
+        }
+        Verb::Uninstall(args) => {
+            refuse_set_id("uninstall").and_then(|()| install::uninstall(&common, &args, &output))
+        }
         Verb::Whoami => with_client(&common, async |client| whoami::whoami(client, &output).await),
         Verb::Status => with_client(&common, async |client| status::status(client, &output).await),
         Verb::Doctor(args) => return finish_run(doctor::doctor(&common, &args, &output), &output),
@@ -131,7 +136,7 @@ pub fn main() -> ExitCode {
             with_client(&common, async |client| token::token(client, &common, &verb, &output).await)
         }
         Verb::Env(args) => env::env(&common, &args, &output),
-        Verb::Logs(args) => logs::logs(&common, &args, &output),
+        Verb::Logs(args) => refuse_set_id("logs").and_then(|()| logs::logs(&common, &args, &output)),
         Verb::Generate(verb) => generate::generate(&verb, &output),
     };
     match done {
@@ -175,6 +180,16 @@ fn own_program() -> Option<std::path::PathBuf> {
     let replaced =
         path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map(std::path::PathBuf::from);
     Some(replaced.filter(|path| path.is_file()).unwrap_or(path))
+}
+
+/// Refuses what runs other programs, or touches what is root's, for whoever runs this with more rights than
+/// their own: which program that is, and where things lie, would be theirs to say.
+fn refuse_set_id(verb: &str) -> Result<(), Failure> {
+    if runs_with_foreign_environment() {
+        let words = format!("`{verb}` is not for a program with set-user-ID, set-group-ID or capabilities");
+        return Err(Failure::new(exit::FAILED, words));
+    }
+    Ok(())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {

@@ -15,6 +15,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(90);
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) is_good: bool,
+    pub(super) code: Option<i32>,
     pub(super) status: String,
     pub(super) stdout: String,
     pub(super) stderr: String,
@@ -71,6 +72,7 @@ pub(super) fn ask<S: AsRef<OsStr>>(words: &[S]) -> Result<Answer, CannotInstall>
     let status = child.wait().map_err(|error| cannot(error.to_string()))?;
     Ok(Answer {
         is_good: status.success(),
+        code: status.code(),
         status: status.to_string(),
         stdout: stdout.recv().unwrap_or_default(),
         stderr: stderr.recv().unwrap_or_default(),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::command::ask;
-use super::{CannotInstall, Found, MARK, Plan, Scope, Step, look};
+use super::{CannotInstall, Forgives, Found, MARK, Plan, Scope, Step, look};
 use crate::place::{Places, SocketPath};
 
 /// The label of a user's job; its file is named after it.
@@ -184,7 +184,7 @@ impl Setup {
         targets.iter().flat_map(|target| {
             [
                 // The job may end by itself between the question and this.
-                Step::Run { words: launchctl(&["bootout", target]), may_fail: true },
+                Step::Run { words: launchctl(&["bootout", target]), forgives: Forgives::Anything },
                 Step::AwaitGone(launchctl(&["print", target])),
             ]
         })
@@ -219,7 +219,7 @@ impl Setup {
         }
         let file = self.file.display().to_string();
         let domain = self.domain.to_string();
-        let run = |words: &[&str]| Step::Run { words: launchctl(words), may_fail: false };
+        let run = |words: &[&str]| Step::Run { words: launchctl(words), forgives: Forgives::Nothing };
         // A job that was disabled once would not be taken.
         plan.steps.push(run(&["enable", &self.target()]));
         plan.steps.push(run(&["bootstrap", &domain, &file]));

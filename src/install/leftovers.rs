@@ -11,9 +11,9 @@ use crate::place::Places;
 pub fn leftovers(places: &Places, purge: bool) -> Plan {
     let exists = |path: &Path| path.symlink_metadata().is_ok();
     let mut plan = Plan::default();
-    let log = places.log().and_then(Path::parent).filter(|log| exists(log));
+    let log = places.log().filter(|log| log.parent().is_some_and(exists));
     if exists(places.state()) || log.is_some() {
-        let parents = log.map(|log| log.ancestors().skip(1).take(2).map(Path::to_path_buf).collect());
+        let parents = log.map(|log| log.ancestors().skip(2).take(2).map(Path::to_path_buf).collect());
         plan.steps.push(Step::RemoveState {
             state: places.state().to_path_buf(),
             log: log.map(Path::to_path_buf),

@@ -16,7 +16,7 @@ use crate::place;
 
 pub use leftovers::{leftovers, system_leftovers};
 pub use program::examine_program;
-pub use step::{Outcome, Step};
+pub use step::{Forgives, Outcome, Step};
 
 /// How every file that `install` writes says that it may be replaced and removed.
 pub const MARK: &str = "Written by authsock install";

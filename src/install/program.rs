@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{CannotInstall, Scope};
-use crate::kernel::dir;
+use crate::kernel::path;
 
 /// What the machine's daemon does not see: `ProtectHome=yes` and `PrivateTmp=yes` of its unit
 /// (systemd.exec(5)).
@@ -39,7 +39,7 @@ pub fn examine_program(program: &Path, scope: Scope) -> Result<PathBuf, CannotIn
         let problem = format!("the machine's daemon does not see what lies below {hidden}");
         return Err(refuse(&real, problem));
     }
-    dir::refuse_replaceable(&real).map_err(|unusable| refuse(&real, unusable.to_string()))?;
+    path::refuse_replaceable(&real).map_err(|unusable| refuse(&real, unusable.to_string()))?;
     Ok(real)
 }
 

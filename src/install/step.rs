@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::CannotInstall;
 use super::command::ask;
 use crate::kernel::dir::{Dir, own_uid};
+use crate::kernel::path::settle;
 use crate::kernel::socket::is_dead;
 use crate::place::{self, SocketPath};
 
@@ -48,7 +49,7 @@ pub enum Step {
     RemoveState {
         /// The state directory: token, sessions, locks.
         state: PathBuf,
-        /// The directory of the log.
+        /// The log's file; the one before it goes with it, and their directory if nothing else is in it.
         log: Option<PathBuf>,
         /// Directories to remove if they are empty then, the innermost first.
         and_if_empty: Vec<PathBuf>,
@@ -66,11 +67,22 @@ pub enum Step {
     Run {
         /// The command and its arguments.
         words: Vec<String>,
-        /// Whether it may fail: what it undoes need not be there.
-        may_fail: bool,
+        /// What of it may fail.
+        forgives: Forgives,
     },
     /// Waits until a command that looks for something finds it no more.
     AwaitGone(Vec<String>),
+}
+
+/// What is no failure of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgives {
+    /// All is.
+    Nothing,
+    /// That what it is about is not there: exit status 5 (systemctl(1)).
+    Absence,
+    /// Whatever it says: what it undoes need not be there.
+    Anything,
 }
 
 /// What became of a step.
@@ -136,7 +148,7 @@ impl Step {
                 Ok(Outcome::Done)
             }
             Step::Remove { path, and_if_empty } => {
-                let outcome = match std::fs::remove_file(path) {
+                let outcome = match std::fs::remove_file(settled(path)?) {
                     Ok(()) => Outcome::Done,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Outcome::Nothing,
                     Err(error) => return Err(failed("remove", path)(error)),
@@ -163,11 +175,14 @@ impl Step {
                 }
                 Err(error) => Err(failed("remove", path)(error)),
             },
-            Step::Run { words, may_fail } => {
+            Step::Run { words, forgives } => {
+                const NOT_THERE: i32 = 5;
                 let answer = ask(words)?;
-                match answer.is_good || *may_fail {
-                    true => Ok(Outcome::Done),
-                    false => Err(answer.into_error(words)),
+                match forgives {
+                    _ if answer.is_good => Ok(Outcome::Done),
+                    Forgives::Anything => Ok(Outcome::Done),
+                    Forgives::Absence if answer.code == Some(NOT_THERE) => Ok(Outcome::Done),
+                    Forgives::Absence | Forgives::Nothing => Err(answer.into_error(words)),
                 }
             }
             Step::AwaitGone(words) => {
@@ -185,13 +200,21 @@ impl Step {
 }
 
 /// The directory of a file, made if it is missing, and the file's name. People keep their
-/// configuration behind links: they are followed first.
+/// configuration behind links, which are followed as far as they are their own.
 fn open_parent(path: &Path) -> Result<(Dir, String), CannotInstall> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
         return Err(failed("write", path)(io::ErrorKind::InvalidInput.into()));
     };
-    let real = parent.canonicalize().unwrap_or_else(|_| parent.to_path_buf());
-    Ok((Dir::open_or_create(&real, own_uid())?, name.to_owned()))
+    Ok((Dir::open_or_create(&settle(parent)?, own_uid())?, name.to_owned()))
+}
+
+/// The same file by a way on which nobody else has a say: only what is there is removed, and not what somebody's
+/// link leads to. The file itself is not followed if it is a link.
+fn settled(path: &Path) -> Result<PathBuf, CannotInstall> {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Ok(settle(parent)?.join(name)),
+        _ => Err(failed("remove", path)(io::ErrorKind::InvalidInput.into())),
+    }
 }
 
 /// Removes directories that are empty, the innermost first; others stay, whatever the reason.
@@ -202,6 +225,7 @@ fn remove_empty(directories: &[PathBuf]) {
 }
 
 fn remove_dead_socket(path: &Path) -> Result<Outcome, CannotInstall> {
+    let path = &settled(path)?;
     let dead = match is_dead(&SocketPath::new(path)?) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Outcome::Nothing),
         answer => answer.map_err(failed("look at", path))?,
@@ -218,6 +242,7 @@ fn remove_dead_socket(path: &Path) -> Result<Outcome, CannotInstall> {
 
 /// Removes state and log while no daemon can start on them: both locks are held.
 fn remove_state(state: &Path, log: Option<&Path>) -> Result<Outcome, CannotInstall> {
+    let state = &settled(state)?;
     let mut outcome = Outcome::Nothing;
     match Dir::open(state, own_uid()) {
         Ok(dir) => {
@@ -236,16 +261,26 @@ fn remove_state(state: &Path, log: Option<&Path>) -> Result<Outcome, CannotInsta
         Err(unusable) if unusable.is_missing() => {}
         Err(unusable) => return Err(unusable.into()),
     }
-    if let Some(log) = log
-        && remove_tree(log)? == Outcome::Done
-    {
-        outcome = Outcome::Done;
+    if let Some(log) = log {
+        // What else somebody keeps beside it stays.
+        let log = settled(log)?;
+        let mut old = log.clone().into_os_string();
+        old.push(".old");
+        for path in [log.clone(), old.into()] {
+            match std::fs::remove_file(&path) {
+                Ok(()) => outcome = Outcome::Done,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("remove", &path)(error)),
+            }
+        }
+        remove_empty(log.parent().map(Path::to_path_buf).as_slice());
     }
     Ok(outcome)
 }
 
 /// Removes a directory of this user's; of a link, only the link.
 fn remove_tree(path: &Path) -> Result<Outcome, CannotInstall> {
+    let path = &settled(path)?;
     let removed = match path.symlink_metadata() {
         Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
         Ok(_) => std::fs::remove_file(path),
@@ -302,14 +337,17 @@ mod tests {
     #[test]
     fn state_that_a_daemon_uses_stays_with_its_log() {
         let temp = tempfile::tempdir().unwrap();
-        let (state, log) = (temp.path().join("state"), temp.path().join("log/authsock"));
+        let (state, log) = (temp.path().join("state"), temp.path().join("log/authsock/log"));
         let step = Step::RemoveState {
             state: state.clone(),
             log: Some(log.clone()),
             and_if_empty: vec![temp.path().join("log")],
         };
         let dir = Dir::open_or_create(&state, own_uid()).unwrap();
-        Dir::open_or_create(&log, own_uid()).unwrap();
+        let logs = Dir::open_or_create(&temp.path().join("log/authsock"), own_uid()).unwrap();
+        for name in ["log", "log.old", "mine"] {
+            logs.replace(name, b"x").unwrap();
+        }
         for name in [place::LOCK_FILE, place::START_LOCK_FILE] {
             let held = dir.try_lock(name).unwrap().unwrap();
             assert!(matches!(step.carry_out().unwrap(), Outcome::Kept(_)), "{name}");
@@ -317,19 +355,58 @@ mod tests {
             drop(held);
         }
         assert_eq!(step.carry_out().unwrap(), Outcome::Done);
-        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
+        assert!(!state.exists());
+        assert_eq!(logs.names().unwrap(), ["mine"], "what somebody else keeps there stays");
+        logs.remove("mine").unwrap();
         assert_eq!(step.carry_out().unwrap(), Outcome::Nothing);
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_lies_behind_a_stranger_s_link_is_neither_written_nor_removed() {
+        if own_uid() != 0 {
+            return;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap();
+        let real = Dir::open_or_create(&root.join("etc/authsock"), own_uid()).unwrap();
+        for name in ["config", "log", "token"] {
+            real.replace(name, b"x").unwrap();
+        }
+        std::os::unix::fs::symlink(root.join("etc"), root.join("state")).unwrap();
+        std::os::unix::fs::lchown(root.join("state"), Some(54_321), None).unwrap();
+        let at = |name: &str| root.join("state/authsock").join(name);
+        let steps = [
+            Step::Write { path: at("unit"), text: String::new(), mode: 0o644 },
+            Step::Remove { path: at("config"), and_if_empty: Vec::new() },
+            Step::RemoveTree { path: root.join("state/authsock"), and_if_empty: Vec::new() },
+            Step::RemoveState { state: root.join("state/authsock"), log: None, and_if_empty: Vec::new() },
+            Step::RemoveState { state: root.join("none"), log: Some(at("log")), and_if_empty: Vec::new() },
+            Step::RemoveDeadSocket(at("socket")),
+        ];
+        for step in steps {
+            let error = step.carry_out().unwrap_err().to_string();
+            assert!(error.contains("54321"), "{step}: {error}");
+        }
+        assert_eq!(real.names().unwrap().len(), 3);
     }
 
     #[test]
     fn what_a_failed_command_said_is_part_of_the_error() {
         let words = |text: &[&str]| text.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-        let run = |text: &[&str]| Step::Run { words: words(text), may_fail: false }.carry_out();
+        let run = |text: &[&str]| Step::Run { words: words(text), forgives: Forgives::Nothing }.carry_out();
         assert_eq!(run(&["true"]).unwrap(), Outcome::Done);
         let error = run(&["sh", "-c", "echo out; echo why >&2; exit 7"]).unwrap_err().to_string();
         assert!(error.contains("why") && error.contains('7'), "{error}");
         assert!(run(&["/nonexistent/systemctl"]).unwrap_err().to_string().contains("cannot be run"));
-        let tolerated = Step::Run { words: words(&["false"]), may_fail: true };
-        assert_eq!(tolerated.carry_out().unwrap(), Outcome::Done);
+        for (status, forgives, is_forgiven) in [
+            ("1", Forgives::Anything, true),
+            ("1", Forgives::Absence, false),
+            ("5", Forgives::Absence, true),
+            ("5", Forgives::Nothing, false),
+        ] {
+            let step = Step::Run { words: words(&["sh", "-c", &format!("exit {status}")]), forgives };
+            assert_eq!(step.carry_out().is_ok(), is_forgiven, "{status} {forgives:?}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::command::{Answer, ask};
-use super::{CannotInstall, Found, MARK, Plan, Scope, Step, look};
+use super::{CannotInstall, Forgives, Found, MARK, Plan, Scope, Step, look};
 use crate::kernel::dir::own_uid;
 use crate::kernel::process::Pid;
 use crate::kernel::survey;
@@ -109,7 +109,7 @@ impl Setup {
     }
 
     fn step(&self, words: &[&str]) -> Step {
-        Step::Run { words: self.systemctl(words), may_fail: false }
+        Step::Run { words: self.systemctl(words), forgives: Forgives::Nothing }
     }
 
     /// Asks for properties of a unit.
@@ -275,12 +275,15 @@ impl Setup {
         let has_failed =
             |of: &BTreeMap<String, String>| of.get("ActiveState").is_some_and(|state| state == "failed");
         if is_active(&service) || is_active(&socket) {
-            plan.steps.push(self.step(&["stop", SOCKET, SERVICE]));
+            // Somebody else may be doing the same.
+            let words = self.systemctl(&["stop", SOCKET, SERVICE]);
+            plan.steps.push(Step::Run { words, forgives: Forgives::Absence });
         }
         let link = self.units.join("sockets.target.wants").join(SOCKET);
         if link.symlink_metadata().is_ok() {
             if socket.get("LoadState").is_some_and(|state| state == "loaded") {
-                plan.steps.push(self.step(&["disable", SOCKET]));
+                let words = self.systemctl(&["disable", SOCKET]);
+                plan.steps.push(Step::Run { words, forgives: Forgives::Absence });
             }
             // systemctl does not know a link whose unit is gone.
             removals.push(Step::Remove { path: link, and_if_empty: self.directories(SOCKET) });
@@ -293,7 +296,7 @@ impl Setup {
         if has_failed(&service) || has_failed(&socket) || !plan.steps.is_empty() {
             // A unit that did not fail is not known any more, which is an error to systemctl.
             let words = self.systemctl(&["reset-failed", SOCKET, SERVICE]);
-            plan.steps.push(Step::Run { words, may_fail: true });
+            plan.steps.push(Step::Run { words, forgives: Forgives::Anything });
         }
         Ok(plan)
     }
@@ -355,12 +358,16 @@ fn quoted(program: &Path) -> Result<String, CannotInstall> {
     if path.chars().any(char::is_control) {
         return Err(refuse("its path has control characters"));
     }
+    // Neither quoted nor escaped does every version take them in the name of a program.
+    if path.contains(['\'', '"', '\\']) {
+        return Err(refuse("its path has a quote or a backslash, which systemd does not take"));
+    }
     let path = path.replace('%', "%%");
     let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+@,:=~%".contains(letter);
     if path.chars().all(is_plain) {
         return Ok(path);
     }
-    Ok(format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\"")))
+    Ok(format!("\"{path}\""))
 }
 
 /// The program that a service starts, as far as it is written plainly.
@@ -381,7 +388,7 @@ mod tests {
 
     #[test]
     fn every_template_is_filled_with_the_program_and_nothing_else_changes() {
-        let program = Path::new("/home/ü/50% of/\"authsock\"");
+        let program = Path::new("/home/ü/50% of/$authsock; #");
         for (unit, template) in USER_UNITS.iter().chain(&SYSTEM_UNITS) {
             let text = fill(template, program, 252).unwrap();
             assert!(text.lines().next().unwrap().contains(MARK), "{unit}");
@@ -397,7 +404,7 @@ mod tests {
             assert_eq!(kept(&text), kept(template), "{unit}");
         }
         let text = fill(USER_UNITS[0].1, program, 252).unwrap();
-        assert!(text.contains("\nExecStart=\"/home/ü/50%% of/\\\"authsock\\\"\" serve\n"), "{text}");
+        assert!(text.contains("\nExecStart=\"/home/ü/50%% of/$authsock; #\" serve\n"), "{text}");
         let plain = fill(USER_UNITS[0].1, Path::new("/home/me/.cargo/bin/authsock"), 252).unwrap();
         assert!(plain.contains("\nExecStart=/home/me/.cargo/bin/authsock serve\n"), "{plain}");
     }
@@ -427,7 +434,9 @@ mod tests {
     #[test]
     fn a_path_that_no_unit_can_hold_is_refused() {
         use std::os::unix::ffi::OsStrExt;
-        assert!(quoted(Path::new("/a\nb")).is_err());
+        for bad in ["/a\nb", "/home/o'brien/a", "/\"a\"", "/a\\b"] {
+            assert!(quoted(Path::new(bad)).is_err(), "{bad}");
+        }
         assert!(quoted(Path::new(std::ffi::OsStr::from_bytes(b"/a\xff"))).is_err());
     }
 

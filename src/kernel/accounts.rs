@@ -1,4 +1,4 @@
-//! The system's own lists of users and groups (getpwnam(3), getgrnam(3)): names to numbers.
+//! The system's own lists of users and groups (getpwnam(3), getgrnam(3)): names, numbers, and who is in what.
 
 use std::io;
 
@@ -18,6 +18,15 @@ pub fn gid_of(name: &str) -> io::Result<Option<u32>> {
     Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()))
 }
 
+/// Whether a group is one user's alone, as user-private groups are: it has the user's name, and lists nobody else.
+pub fn is_private_group(gid: u32, uid: u32) -> bool {
+    let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    let group = nix::unistd::Group::from_gid(gid.into()).ok().flatten();
+    user.zip(group).is_some_and(|(user, group)| {
+        user.name == group.name && group.mem.iter().all(|member| *member == user.name)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -27,5 +36,6 @@ mod tests {
         assert_eq!(uid_of("root").unwrap(), Some(0));
         assert_eq!(uid_of("no-such-user-here").unwrap(), None);
         assert_eq!(gid_of("no-such-group-here").unwrap(), None);
+        assert!(!is_private_group(0, 1), "root's group is not of the user bin, or daemon");
     }
 }

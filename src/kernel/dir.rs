@@ -82,11 +82,11 @@ pub enum Problem {
 }
 
 impl Unusable {
-    fn new(path: &Path, problem: Problem) -> Unusable {
+    pub(super) fn new(path: &Path, problem: Problem) -> Unusable {
         Unusable { path: path.to_path_buf(), problem }
     }
 
-    fn io(path: &Path, doing: &'static str, error: impl Into<io::Error>) -> Unusable {
+    pub(super) fn io(path: &Path, doing: &'static str, error: impl Into<io::Error>) -> Unusable {
         Unusable::new(path, Problem::Io { doing, source: error.into() })
     }
 
@@ -140,11 +140,11 @@ pub fn is_private(path: &Path) -> bool {
     })
 }
 
-fn file_type(stat: &FileStat) -> SFlag {
+pub(super) fn file_type(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
-fn permissions(stat: &FileStat) -> u32 {
+pub(super) fn permissions(stat: &FileStat) -> u32 {
     #[allow(clippy::useless_conversion)] // mode_t is 16 bits wide on macOS
     u32::from(stat.st_mode & 0o7777)
 }
@@ -519,32 +519,18 @@ fn refuse_writable_by_others(path: &Path, owner: u32) -> Result<(), Unusable> {
 }
 
 /// Refuses what neither `owner` nor root owns, and what has any of these permission bits for others.
-fn refuse_strangers(path: &Path, stat: &FileStat, owner: u32, others: u32) -> Result<(), Unusable> {
+pub(super) fn refuse_strangers(
+    path: &Path,
+    stat: &FileStat,
+    owner: u32,
+    others: u32,
+) -> Result<(), Unusable> {
     if stat.st_uid != owner && stat.st_uid != 0 {
         return Err(Unusable::new(path, Problem::NotOurs { owner: stat.st_uid, expected: owner }));
     }
     let mode = permissions(stat);
     if mode & others != 0 {
         return Err(Unusable::new(path, Problem::OthersMayWrite { mode }));
-    }
-    Ok(())
-}
-
-/// Refuses a program that somebody else than this user and root could replace, now or once it is gone: the
-/// file, and every directory on the way to it. A sticky directory keeps only what is there, so it is not
-/// excused. `path` must not lead through links. A directory of this user's may be open to this user's own
-/// group, which is private where the umask makes it so.
-///
-/// # Errors
-/// [`Unusable`], naming the first path that is not to be trusted.
-pub fn refuse_replaceable(path: &Path) -> Result<(), Unusable> {
-    for part in path.ancestors() {
-        let stat = stat::lstat(part).map_err(|errno| match errno {
-            Errno::ENOENT => Unusable::new(part, Problem::Missing),
-            errno => Unusable::io(part, "examine", errno),
-        })?;
-        let is_own_group = stat.st_gid == unistd::getegid().as_raw() || stat.st_uid == 0;
-        refuse_strangers(part, &stat, own_uid(), if is_own_group { 0o002 } else { 0o022 })?;
     }
     Ok(())
 }
@@ -793,29 +779,6 @@ mod tests {
         assert_eq!(dir.path().join("u").metadata().unwrap().mode() & 0o7777, 0o644);
         assert_eq!(std::fs::read(dir.path().join("u")).unwrap(), b"two");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
-    }
-
-    #[test]
-    fn a_program_that_others_could_replace_is_named() {
-        // Below /tmp nothing stays.
-        let home = std::env::home_dir().and_then(|home| tempfile::tempdir_in(home).ok());
-        let Some(temp) = home else { return };
-        let dir = Dir::open_or_create(&temp.path().join("bin"), own_uid()).unwrap();
-        dir.replace_with_mode("program", b"x", 0o755).unwrap();
-        let program = dir.path().join("program").canonicalize().unwrap();
-        refuse_replaceable(&program).unwrap();
-        for (path, mode) in [
-            (program.as_path(), 0o757),
-            (program.parent().unwrap(), 0o702),
-            (program.parent().unwrap(), 0o1777),
-        ] {
-            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
-            let refused = refuse_replaceable(&program).unwrap_err();
-            assert!(matches!(refused.problem, Problem::OthersMayWrite { .. }), "{refused}");
-            assert_eq!(refused.path, path);
-            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
-        }
-        assert!(refuse_replaceable(&program.with_file_name("none")).unwrap_err().is_missing());
     }
 
     #[test]

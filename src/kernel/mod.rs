@@ -10,6 +10,7 @@ pub mod boot;
 mod darwin;
 pub mod dir;
 pub mod fds;
+pub mod path;
 pub mod peer;
 pub mod process;
 pub mod signals;

@@ -42,7 +42,7 @@ pub fn has(program: &str) -> bool {
 pub fn place_to_stay() -> Option<tempfile::TempDir> {
     let home = std::env::home_dir().filter(|home| home.is_absolute());
     let made = home.and_then(|home| tempfile::Builder::new().prefix(".authsock-test-").tempdir_in(home).ok());
-    let stays = |dir: &tempfile::TempDir| authsock::kernel::dir::refuse_replaceable(dir.path()).is_ok();
+    let stays = |dir: &tempfile::TempDir| authsock::kernel::path::refuse_replaceable(dir.path()).is_ok();
     let made = made.filter(stays);
     skip_unless(made.is_some(), "this user has no home directory that is nobody else's to change");
     made

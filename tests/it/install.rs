@@ -6,7 +6,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::ground::{AUTHSOCK, Ground, is_root, place_to_stay, put, text_of};
+use crate::ground::{AUTHSOCK, Ground, is_root, place_to_stay, put, skip_unless, text_of};
 
 /// A stand-in for systemctl: it notes each call, and answers from files beside it.
 const SYSTEMCTL: &str = r#"#!/bin/sh
@@ -345,5 +345,23 @@ fn what_has_its_place_cannot_be_named_to_install() {
                 text_of(&output)
             );
         }
+    }
+}
+
+#[test]
+fn a_program_with_more_rights_than_its_user_runs_no_systemctl_of_that_user_s() {
+    let Some(machine) = Machine::new() else { return };
+    if skip_unless(is_root(), "a set-user-ID program of another user needs root") {
+        return;
+    }
+    const STRANGER: u32 = 54_321;
+    std::os::unix::fs::chown(&machine.ground.binary, Some(STRANGER), Some(STRANGER)).unwrap();
+    let set_id = std::os::unix::fs::PermissionsExt::from_mode(0o4755);
+    std::fs::set_permissions(&machine.ground.binary, set_id).unwrap();
+    for verb in ["install", "uninstall", "logs"] {
+        let output = machine.run([verb]);
+        assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
+        assert!(text_of(&output).contains("set-user-ID"), "{}", text_of(&output));
+        assert!(!machine.bin.join("calls").exists(), "{verb} asked somebody");
     }
 }
