@@ -40,6 +40,9 @@ pub enum CannotServe {
         "a daemon of the whole machine runs as root, not as uid {0}; without --system it is the user's own"
     )]
     NotRoot(u32),
+    /// The unit loads a directory as the credential: of each file in it systemd makes one of another name.
+    #[error("{path} is there, but no authsock.token: LoadCredential=authsock.token: names a directory; name the file that holds the token", path = .0.display())]
+    CredentialDirectory(PathBuf),
     /// Another daemon has the state directory.
     #[error("another daemon{} has the state directory {path}; it would not retire{advice}", .holder.map(|pid| format!(" (process {pid})")).unwrap_or_default(), path = path.display())]
     Locked {
@@ -114,6 +117,9 @@ impl Foundation {
         let mut lock = take_lock(starter, places, &state, patience).await?;
         let _ = lock.note_holder(std::process::id());
         // Other credentials of the service are none of ours: only one of this name counts.
+        if let Some(part) = part_of_a_credential() {
+            return Err(CannotServe::CredentialDirectory(part));
+        }
         let credential = place::service_credential(&place::process_env)
             .filter(|path| starter == Starter::Init && path.symlink_metadata().is_ok());
         let (token, origin) = match &credential {
@@ -153,6 +159,16 @@ impl Foundation {
             ground,
         })
     }
+}
+
+/// A credential that was made of a file in a directory (systemd.exec(5), LoadCredential=), where the one that we are
+/// to have is not there itself.
+fn part_of_a_credential() -> Option<PathBuf> {
+    let own = place::service_credential(&place::process_env).filter(|path| !path.exists())?;
+    let prefix = format!("{}_", place::CREDENTIAL_FILE);
+    let mut entries = std::fs::read_dir(own.parent()?).ok()?.flatten();
+    let is_part = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+    entries.find(|entry| is_part(&entry.file_name())).map(|entry| entry.path())
 }
 
 /// Reads the configuration that a daemon goes by.

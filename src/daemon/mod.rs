@@ -5,6 +5,7 @@ mod connection;
 mod control;
 mod doors;
 mod foundation;
+mod journal;
 mod lifecycle;
 mod serve;
 mod sessions;

@@ -437,7 +437,8 @@ impl Server {
                             is_new
                         });
                         gate.set(settings);
-                        if hub.users.is_some() {
+                        if let Some(users) = &hub.users {
+                            hub.sessions.forget_users(|uid| users.has_token(uid));
                             hub.sessions.narrow_users(&user_scopes(&config).unwrap_or_default());
                         }
                         lock(hub.sessions.registry()).set_capacity(capacity(&config));
@@ -477,6 +478,9 @@ impl Server {
             self.next_check = now + SOCKET_CHECK;
             if let Phase::Serving { hub, .. } = &self.phase {
                 hub.sessions.tidy();
+                if let Some(users) = &hub.users {
+                    hub.sessions.forget_users(|uid| users.has_token(uid));
+                }
             }
             if let Some(end) = self.look_around() {
                 return Some(end);

@@ -10,7 +10,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use super::store::{NotKept, Store, log_end};
+use super::journal::SessionLog;
+use super::store::{NotKept, Store};
 use crate::gate::{lock, now};
 use crate::kernel::process::{Identity, Process};
 use crate::secret::token::TokenId;
@@ -30,6 +31,7 @@ pub(super) type Lifeline = watch::Receiver<u64>;
 pub(super) struct Sessions {
     registry: Arc<Mutex<Registry>>,
     store: Store,
+    log: SessionLog,
     lifelines: Mutex<HashMap<SessionId, watch::Sender<u64>>>,
     /// A deadline may have moved.
     clock: Notify,
@@ -44,6 +46,7 @@ impl Sessions {
         let sessions = Arc::new(Sessions {
             registry: Arc::new(Mutex::new(registry)),
             store,
+            log: SessionLog::default(),
             lifelines: Mutex::default(),
             clock: Notify::new(),
             changed,
@@ -94,16 +97,7 @@ impl Sessions {
             }
             (session, is_new_leader)
         };
-        tracing::info!(
-            authsock_event = "session_started",
-            authsock_session = session.id.as_str(),
-            authsock_peer_uid = session.uid,
-            authsock_peer_pid = session.leader.map_or(0, |leader| leader.pid.0),
-            "session {} ({}) began, led by process {}",
-            session.id,
-            session.name,
-            session.leader.map_or(0, |leader| leader.pid.0),
-        );
+        self.log.began(&session);
         if is_new_leader {
             tokio::spawn(watch_leader(self.clone(), leader));
         }
@@ -128,7 +122,7 @@ impl Sessions {
 
     fn tell(&self, ended: &[(Arc<Session>, EndReason)]) {
         for (session, reason) in ended {
-            log_end(session, reason);
+            self.log.ended(session, reason);
             let leader_lives = session.leader.is_some_and(|leader| lock(&self.registry).leads(&leader));
             if leader_lives {
                 let per_uid = lock(&self.registry).capacity().sessions_per_uid;
@@ -171,17 +165,8 @@ impl Sessions {
             }
             registry.rotate(asker, id, verifier, grace, now)?
         };
-        tracing::info!(
-            authsock_event = "token_rotated",
-            authsock_session = session.id.as_str(),
-            "session {} ({}) has a new token; the old one connects for {} s more",
-            session.id,
-            session.name,
-            grace / 1000
-        );
-        if let Some(lifeline) = lock(&self.lifelines).get(id) {
-            lifeline.send_modify(|turn| *turn += 1);
-        }
+        self.log.rotated(&session, grace);
+        self.touch(id);
         self.clock.notify_one();
         Ok(session.token_id)
     }
@@ -195,9 +180,30 @@ impl Sessions {
         }
     }
 
+    /// Has a session's connections look at it anew.
+    fn touch(&self, id: &SessionId) {
+        if let Some(lifeline) = lock(&self.lifelines).get(id) {
+            lifeline.send_modify(|turn| *turn += 1);
+        }
+    }
+
     /// Forgets the lifelines that nobody watches any more.
     pub(super) fn tidy(&self) {
         lock(&self.lifelines).retain(|_, lifeline| lifeline.receiver_count() > 0);
+    }
+
+    /// Takes the power from tokens of users whose files are gone; their connections end.
+    pub(super) fn forget_users(&self, has_token: impl Fn(u32) -> bool) {
+        let users: Vec<u32> = lock(&self.registry).users().collect();
+        for uid in users.into_iter().filter(|uid| !has_token(*uid)) {
+            lock(&self.registry).forget_user(uid, now());
+            tracing::info!(
+                authsock_event = "token_revoked",
+                authsock_peer_uid = uid,
+                "the token of uid {uid} was removed, and is worth nothing any more; the next contact makes a new one"
+            );
+            self.touch(&SessionId::of_user(uid));
+        }
     }
 
     fn end_what_is_due(&self) -> Option<Millis> {

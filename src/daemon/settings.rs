@@ -12,7 +12,8 @@ use crate::session::registry::Capacity;
 const DESCRIPTORS_RESERVED: usize = 64;
 
 /// What a configuration says, as far as there are descriptors for it: a connection takes two (itself
-/// and its peer's pidfd), and one of four places is for those who are not through yet. `limits` and
+/// and its peer's pidfd), and one of four places is for those who are not through yet: four fifths of these for
+/// those in the handshake, the rest for those who are being refused unheard. `limits` and
 /// `handshake` say less where the process may open less. Says too what cannot be followed.
 pub(super) fn settings(config: &Config, descriptors: usize, is_system: bool) -> (Settings, Vec<String>) {
     let places = descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(8) / 2;
@@ -26,9 +27,10 @@ pub(super) fn settings(config: &Config, descriptors: usize, is_system: bool) -> 
         );
     }
     let before = settings.clone();
-    for (limit, most) in
-        [(&mut settings.unauthenticated, places / 4), (&mut settings.connections, places - places / 4)]
-    {
+    for (limit, most) in [
+        (&mut settings.unauthenticated, (places / 5).max(1)),
+        (&mut settings.connections, places - places / 4),
+    ] {
         *limit = (limit.0.min(most), limit.1.min(most));
     }
     if settings != before {
@@ -79,7 +81,7 @@ mod tests {
             let (settings, complaints) = settings(&config, descriptors, false);
             let (connections, waiting) = (settings.connections.0, settings.unauthenticated.0);
             assert!(connections >= 1 && waiting >= 1, "{descriptors}");
-            let needed = 2 * (connections + waiting) + DESCRIPTORS_RESERVED;
+            let needed = 2 * (connections + waiting + waiting.div_ceil(4)) + DESCRIPTORS_RESERVED;
             assert!(needed <= descriptors || descriptors <= 80, "{descriptors}: {needed}");
             assert_eq!(
                 complaints.is_empty(),

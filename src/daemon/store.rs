@@ -10,6 +10,7 @@ use std::sync::Mutex;
 
 use zeroize::Zeroizing;
 
+use super::journal::log_end;
 use crate::gate::lock;
 use crate::kernel::dir::{Dir, Unusable, own_uid};
 use crate::kernel::process::{Identity, Process};
@@ -310,20 +311,6 @@ impl Restoring<'_> {
             self.store.forget(&record.session.id);
         }
     }
-}
-
-/// Tells of a session's end.
-pub(super) fn log_end(session: &Session, reason: &EndReason) {
-    tracing::info!(
-        authsock_event = "session_ended",
-        authsock_session = session.id.as_str(),
-        authsock_peer_uid = session.uid,
-        authsock_reason = reason.as_str(),
-        "session {} ({}) ended: {}",
-        session.id,
-        session.name,
-        reason.as_str()
-    );
 }
 
 fn file_of_ended(id: &SessionId, reason: &EndReason) -> String {

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+pub(crate) mod burst;
 pub mod connection;
 mod http;
 mod line;
@@ -120,6 +121,14 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Connections that are told of a refusal before they were heard: a quarter as many again as may be in the
+    /// handshake.
+    fn leaving(&self) -> (usize, usize) {
+        (self.unauthenticated.0.div_ceil(4), self.unauthenticated.1.div_ceil(4))
+    }
+}
+
 /// The time as sessions count it.
 pub fn now() -> Millis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -136,6 +145,8 @@ struct Shared {
     registry: Arc<Mutex<Registry>>,
     settings: Mutex<Arc<Settings>>,
     waiting: Seats,
+    /// Of those who are refused before they are heard, while they are told so.
+    leaving: Seats,
     seated: Seats,
     log: RefusalLog,
     welcome: Option<Welcome>,
@@ -187,6 +198,7 @@ impl Gate {
         let shared = Shared {
             registry,
             waiting: Seats::new(settings.unauthenticated),
+            leaving: Seats::new(settings.leaving()),
             seated: Seats::new(settings.connections),
             settings: Mutex::new(Arc::new(settings)),
             log: RefusalLog::default(),
@@ -198,6 +210,7 @@ impl Gate {
     /// Changes what later connections are judged by.
     pub fn set(&self, settings: Settings) {
         self.shared.waiting.set(settings.unauthenticated);
+        self.shared.leaving.set(settings.leaving());
         self.shared.seated.set(settings.connections);
         *lock(&self.shared.settings) = Arc::new(settings);
     }
@@ -283,12 +296,21 @@ impl Gate {
             Err((peer, refusal)) => {
                 let uid = peer.as_ref().map(|peer| peer.uid);
                 shared.log.refused(peer.as_ref(), uid, &refusal, None);
-                self.handshakes.spawn(async move {
-                    refuse(&stream, refusal.code).await;
-                    None
-                });
+                self.see_off(stream, uid, refusal.code);
             }
         }
+    }
+
+    /// Tells a connection its word that was refused unheard. Whoever finds no place for that hears none: it costs
+    /// a descriptor until it is told.
+    fn see_off(&mut self, stream: UnixStream, uid: Option<u32>, code: Code) {
+        // Nobody has this number (see `kernel::peer`): it stands for those who have none.
+        let Ok(seat) = self.shared.leaving.take(uid.unwrap_or(u32::MAX)) else { return };
+        self.handshakes.spawn(async move {
+            refuse(&stream, code).await;
+            drop(seat);
+            None
+        });
     }
 
     /// Answers a connection that cannot be served with `code`, in the language that it speaks.
@@ -316,17 +338,17 @@ impl Gate {
         let patience = lock(&self.shared.settings).timeout;
         // Who finds no place is answered without being heard.
         let seat = if code == Code::PeerDenied { None } else { self.shared.waiting.take(uid).ok() };
+        let Some(seat) = seat else { return self.see_off(stream, Some(uid), code) };
         self.handshakes.spawn(async move {
-            if seat.is_some() {
-                let mut buffer = Buffer::new();
-                let deadline = Instant::now() + patience;
-                let first = timeout_at(deadline, buffer.first(&stream)).await;
-                if matches!(first, Ok(Ok(Some(byte))) if Opening::of(byte) == Opening::Http) {
-                    http::answer(&stream, &mut buffer, http::Status::ServiceUnavailable, deadline).await;
-                    return None;
-                }
+            let mut buffer = Buffer::new();
+            let deadline = Instant::now() + patience;
+            let first = timeout_at(deadline, buffer.first(&stream)).await;
+            if matches!(first, Ok(Ok(Some(byte))) if Opening::of(byte) == Opening::Http) {
+                http::answer(&stream, &mut buffer, http::Status::ServiceUnavailable, deadline).await;
+                return None;
             }
             refuse(&stream, code).await;
+            drop(seat);
             None
         });
     }

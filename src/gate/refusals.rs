@@ -1,57 +1,39 @@
 //! The log of refusals: each with who and why, and never more of them than a reader can take.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::burst::{Bursts, Verdict};
 use crate::handshake::server::Refusal;
 use crate::kernel::peer::Peer;
 use crate::kernel::process::Process;
 use crate::session::SessionId;
 use crate::wire::auth::Code;
 
-/// Refusals of one user with one code that are logged in full within one window.
+/// Refusals of one user with one code that are logged in full within one window of ten seconds.
 const BURST: u32 = 20;
-/// Length of a window.
-const WINDOW: Duration = Duration::from_secs(10);
-/// Most users and codes that are counted apart.
-const COUNTED_MAX: usize = 1024;
+/// Refusals of all: one person may have thousands of user ids (subuid(5)), and journald itself leaves out what is too
+/// much of a service, whosever it is (journald.conf(5), RateLimitBurst=).
+const BURST_OF_ALL: u32 = 200;
 
 /// Counts refusals and lets some of them through to the log.
-#[derive(Debug, Default)]
-pub(super) struct RefusalLog {
-    windows: Mutex<HashMap<(Option<u32>, Code), Window>>,
-}
-
 #[derive(Debug)]
-struct Window {
-    began: Instant,
-    count: u32,
+pub(super) struct RefusalLog {
+    of_one: Bursts<(Option<u32>, Code)>,
+    of_all: Bursts<()>,
 }
 
-/// What to do with one refusal.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    /// Log it, after saying how many were left out in the window before.
-    Log { left_out: u32 },
-    /// Only count it.
-    Count,
+impl Default for RefusalLog {
+    fn default() -> RefusalLog {
+        RefusalLog { of_one: Bursts::of(BURST), of_all: Bursts::of(BURST_OF_ALL) }
+    }
 }
 
 impl RefusalLog {
-    fn judge(&self, uid: Option<u32>, code: Code, now: Instant) -> Verdict {
-        let mut windows = super::lock(&self.windows);
-        if windows.len() >= COUNTED_MAX {
-            windows.retain(|_, window| now.duration_since(window.began) < WINDOW);
-        }
-        let window = windows.entry((uid, code)).or_insert(Window { began: now, count: 0 });
-        let mut left_out = 0;
-        if now.duration_since(window.began) >= WINDOW {
-            left_out = window.count.saturating_sub(BURST);
-            *window = Window { began: now, count: 0 };
-        }
-        window.count = window.count.saturating_add(1);
-        if window.count <= BURST { Verdict::Log { left_out } } else { Verdict::Count }
+    /// What is to be logged of one: how many were left out before, of this user and in all.
+    fn judge(&self, uid: Option<u32>, code: Code, now: Instant) -> Option<(u32, u32)> {
+        let Verdict::Log { left_out: of_one } = self.of_one.judge((uid, code), now) else { return None };
+        let Verdict::Log { left_out: of_all } = self.of_all.judge((), now) else { return None };
+        Some((of_one, of_all))
     }
 
     /// Notes a refusal.
@@ -62,7 +44,13 @@ impl RefusalLog {
         refusal: &Refusal,
         session: Option<&SessionId>,
     ) {
-        let Verdict::Log { left_out } = self.judge(uid, refusal.code, Instant::now()) else { return };
+        let Some((left_out, of_all)) = self.judge(uid, refusal.code, Instant::now()) else { return };
+        if of_all > 0 {
+            tracing::warn!(
+                authsock_event = "refusals_left_out",
+                "{of_all} more refusals of several users were not logged one by one"
+            );
+        }
         let code = refusal.code.as_str();
         if left_out > 0 {
             tracing::warn!(
@@ -103,18 +91,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_logged_the_rest_is_counted_and_told_in_the_next_window() {
+    fn many_users_do_not_fill_the_log_either() {
         let log = RefusalLog::default();
-        let start = Instant::now();
-        let judge = |after: Duration| log.judge(Some(1), Code::Denied, start + after);
-        for _ in 0..BURST {
-            assert_eq!(judge(Duration::ZERO), Verdict::Log { left_out: 0 });
-        }
-        for _ in 0..7 {
-            assert_eq!(judge(Duration::from_secs(1)), Verdict::Count);
-        }
-        assert_eq!(log.judge(Some(2), Code::Denied, start), Verdict::Log { left_out: 0 }, "another user");
-        assert_eq!(judge(WINDOW), Verdict::Log { left_out: 7 });
-        assert_eq!(judge(WINDOW), Verdict::Log { left_out: 0 });
+        let now = Instant::now();
+        let logged = (0..1000u32)
+            .flat_map(|uid| (0..BURST + 5).map(move |_| uid))
+            .filter(|uid| log.judge(Some(*uid), Code::PeerDenied, now).is_some())
+            .count();
+        assert_eq!(logged, BURST_OF_ALL as usize);
+        let later = now + std::time::Duration::from_secs(10);
+        let (of_one, of_all) = log.judge(Some(0), Code::PeerDenied, later).unwrap();
+        assert_eq!(of_one, 5);
+        assert_eq!(of_all, 1000 * BURST - BURST_OF_ALL);
     }
 }

@@ -332,6 +332,21 @@ impl Registry {
         self.sessions.insert(id, Living { session: Arc::new(session), tokens: vec![token_id] });
     }
 
+    /// Takes all power from the token of the session that stands for a user: its file was removed. What is below
+    /// that session stays; the user's next contact gives it a new token.
+    pub fn forget_user(&mut self, uid: u32, now: Millis) {
+        self.users.remove(&uid);
+        let living = self.sessions.get_mut(&SessionId::of_user(uid));
+        for token_id in living.map(|living| std::mem::take(&mut living.tokens)).into_iter().flatten() {
+            self.retire_token(token_id, EndReason::Revoked, now);
+        }
+    }
+
+    /// Users that have a session which stands for them.
+    pub fn users(&self) -> impl Iterator<Item = u32> {
+        self.users.iter().copied()
+    }
+
     /// Whether a session stands for this user.
     pub fn has_user(&self, uid: u32) -> bool {
         self.users.contains(&uid)

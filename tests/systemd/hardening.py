@@ -145,6 +145,25 @@ def _():
     serves_the_machine()
 
 
+@check("whoever is the machine's daemon reaches neither systemd's own socket nor the system bus, hardened or not")
+def _():
+    found = "/run/authsock/reached"
+    script = "/opt/reach.py"
+    sockets = ["/run/systemd/private", "/run/dbus/system_bus_socket", "/run/systemd/notify"]
+    for hardened in (False, True):
+        of_the_machine(hardened)
+        run("systemctl", "stop", SERVICE)
+        with open(f"{SYSTEM}/reach.conf", "w", encoding="utf-8") as file:
+            file.write(f"[Service]\nExecStartPre=/usr/bin/python3 -B {script} {found} {' '.join(sockets)}\n")
+        root_ctl("daemon-reload")
+        serves_the_machine()
+        with open(found, encoding="utf-8") as file:
+            reached = json.load(file)
+        os.unlink(found)
+        # The last one shows that the probe can reach what is not closed.
+        same(reached, sockets[-1:], "what the daemon reaches")
+
+
 def version():
     return int(re.search(r"systemd (\d+)", run("systemctl", "--version").stdout).group(1))
 

@@ -271,6 +271,41 @@ def _():
     assert re.fullmatch("[0-9a-f]{64}", ada.token())
 
 
+@check("a token that root removed is worth nothing after a reload, also to whoever kept a copy and stays connected")
+def _():
+    fresh()
+    ada.answered("whoami")
+    bob.answered("whoami")
+    kept = ada.token()
+
+    def come(secret):
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.settimeout(PATIENCE)
+        os.setegid(ada.gid)
+        os.seteuid(ada.uid)
+        try:
+            stream.connect(SOCKET)
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+        stream.sendall(json.dumps({"type": "auth", "token": secret}).encode() + b"\n")
+        lines = stream.makefile()
+        return json.loads(lines.readline()), lines, stream
+
+    said, open_lines, open_stream = come(kept)
+    assert said["success"], said
+    os.unlink(ada.token_path)
+    systemctl("reload", "authsock.service")
+    assert open_lines.readline() == "", "the connection stayed open"
+    open_stream.close()
+    said, _, stream = come(kept)
+    assert said["error"]["code"] == "revoked", said
+    stream.close()
+    ada.answered("whoami")
+    assert ada.token() != kept
+    bob.answered("whoami")
+
+
 @check("a user cannot put a link, a directory or another file in the place of the own token")
 def _():
     fresh()

@@ -1,0 +1,82 @@
+//! The log of sessions: each one's beginning, end and rotation, and never more of one user's than leaves room for the others'.
+
+use std::time::Instant;
+
+use crate::gate::burst::{Bursts, Verdict};
+use crate::session::{EndReason, Millis, Session};
+
+/// Beginnings, ends and rotations of one user's sessions that are logged one by one within a window of ten seconds.
+const BURST: u32 = 200;
+
+/// Counts what happens to sessions, and lets what fits through to the log.
+#[derive(Debug)]
+pub(super) struct SessionLog(Bursts<u32>);
+
+impl Default for SessionLog {
+    fn default() -> SessionLog {
+        SessionLog(Bursts::of(BURST))
+    }
+}
+
+impl SessionLog {
+    pub(super) fn began(&self, session: &Session) {
+        if !self.has_room(session.uid) {
+            return;
+        }
+        let leader = session.leader.map_or(0, |leader| leader.pid.0);
+        tracing::info!(
+            authsock_event = "session_started",
+            authsock_session = session.id.as_str(),
+            authsock_peer_uid = session.uid,
+            authsock_peer_pid = leader,
+            "session {} ({}) began, led by process {leader}",
+            session.id,
+            session.name,
+        );
+    }
+
+    pub(super) fn ended(&self, session: &Session, reason: &EndReason) {
+        if self.has_room(session.uid) {
+            log_end(session, reason);
+        }
+    }
+
+    pub(super) fn rotated(&self, session: &Session, grace: Millis) {
+        if self.has_room(session.uid) {
+            tracing::info!(
+                authsock_event = "token_rotated",
+                authsock_session = session.id.as_str(),
+                "session {} ({}) has a new token; the old one connects for {} s more",
+                session.id,
+                session.name,
+                grace / 1000
+            );
+        }
+    }
+
+    fn has_room(&self, uid: u32) -> bool {
+        let Verdict::Log { left_out } = self.0.judge(uid, Instant::now()) else { return false };
+        if left_out > 0 {
+            tracing::warn!(
+                authsock_event = "sessions_left_out",
+                authsock_peer_uid = uid,
+                "{left_out} more beginnings, ends and rotations of sessions of uid {uid} were not logged one by one"
+            );
+        }
+        true
+    }
+}
+
+/// Tells of a session's end.
+pub(super) fn log_end(session: &Session, reason: &EndReason) {
+    tracing::info!(
+        authsock_event = "session_ended",
+        authsock_session = session.id.as_str(),
+        authsock_peer_uid = session.uid,
+        authsock_reason = reason.as_str(),
+        "session {} ({}) ended: {}",
+        session.id,
+        session.name,
+        reason.as_str()
+    );
+}
