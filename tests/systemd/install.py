@@ -112,8 +112,9 @@ def retired():
 def _():
     with nothing_is_left():
         words = good("install")
-        for wanted in (f"{UNITS}/{SOCKET_UNIT}", f"{UNITS}/{SERVICE}", "authsock uninstall", "enable-linger"):
+        for wanted in (f"{UNITS}/{SOCKET_UNIT}", f"{UNITS}/{SERVICE}", "authsock uninstall"):
             assert wanted in words, words
+        assert "enable-linger" not in words, "this user lingers already"
         same(show(SOCKET_UNIT, "ActiveState"), "active", "the socket unit")
         same(systemctl("is-enabled", SOCKET_UNIT), "enabled", "the socket unit")
         run_it = ["run", "--name", "elsewhere", "--", PROGRAM, "whoami", "--json"]
@@ -344,10 +345,97 @@ def _():
 @check("without a user manager nothing is half done, and the error says how to have one")
 def _():
     before = files()
-    for words in (["as-other", PROGRAM, "install"], ["as-tester", "env", "-u", "XDG_RUNTIME_DIR", "-u", "DBUS_SESSION_BUS_ADDRESS", PROGRAM, "install"]):
-        done = run(*words)
-        same(done.returncode, 1, f"{words}: {done.stdout}")
-        assert "no user manager" in done.stderr and "enable-linger" in done.stderr, done.stderr
+    done = run("as-other", PROGRAM, "install")
+    same(done.returncode, 1, done.stdout)
+    assert "no user manager" in done.stderr and "enable-linger" in done.stderr, done.stderr
+    same_files(before, "what was changed")
+
+
+@check("a manager that runs is found without XDG_RUNTIME_DIR, as after su")
+def _():
+    with nothing_is_left():
+        untold = ["as-tester", "env", "-u", "XDG_RUNTIME_DIR", "-u", "DBUS_SESSION_BUS_ADDRESS", PROGRAM]
+        done = run(*untold, "install")
+        same(done.returncode, 0, f"install: {done.stdout}{done.stderr}")
+        same(answered("status")["activation"], "init", "activation")
+        done = run(*untold, "uninstall")
+        same(done.returncode, 0, f"uninstall: {done.stdout}{done.stderr}")
+
+
+@check("where systemd knows notify-reload, a reload returns when the new configuration holds")
+def _():
+    number = int(re.search(r"systemd (\d+)", run("systemctl", "--version").stdout).group(1))
+    with nothing_is_left():
+        good("install")
+        same(show(SERVICE, "Type"), "notify-reload" if number >= 253 else "notify", "the type")
+        run("as-tester", "mkdir", "-p", f"{HOME}/.config/authsock")
+        for seconds in (100, 101, 102):
+            text = f"[lifecycle]\\nidle_exit_seconds = {seconds}\\n"
+            run("as-tester", "sh", "-c", f"printf '{text}' >{HOME}/.config/authsock/config.toml")
+            systemctl("reload", SERVICE)
+            read = lambda: answered("status")["idle_exit_seconds"]
+            if number >= 253:
+                same(read(), seconds, "what holds after the reload")
+            else:
+                until("it was read", lambda: read() == seconds)
+
+
+@check("an upgrade in place is taken up by the next install, and sessions go on")
+def _():
+    program = "/usr/local/lib/authsock"
+
+    def install():
+        done = run("as-tester", program, "install")
+        same(done.returncode, 0, f"install: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    with nothing_is_left():
+        run("cp", PROGRAM, program)
+        install()
+        with session_of_its_own() as session:
+            before = session.ask()
+            # As dpkg and cargo do: another file, renamed into its place.
+            run("cp", PROGRAM, f"{program}.new")
+            os.rename(f"{program}.new", program)
+            words = install()
+            assert "try-restart" in words, words
+            after = session.ask()
+            assert after["daemon"]["pid"] != before["daemon"]["pid"], "the old program still runs"
+            same(after["session"]["id"], before["session"]["id"], "the session")
+            assert "nothing to do" in install()
+    os.unlink(program)
+
+
+class session_of_its_own:
+    """A program in a session that asks who it is whenever it is told to."""
+
+    def __enter__(self):
+        script = f"while read -r _; do {PROGRAM} whoami --json; done"
+        words = ["as-tester", PROGRAM, "run", "--name", "goes-on", "--", "sh", "-c", script]
+        self.program = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def ask(self):
+        self.program.stdin.write("\n")
+        self.program.stdin.flush()
+        return json.loads(self.program.stdout.readline())
+
+    def __exit__(self, *_):
+        self.program.stdin.close()
+        self.program.wait(PATIENCE)
+        self.program.stdout.close()
+
+
+@check("a program in a directory where anybody may take a name that was given up is refused, and so is one that the machine's daemon would not see")
+def _():
+    before = files()
+    for place, words in (("/tmp/authsock", ["install"]), ("/root/authsock", ["install", "--system"])):
+        run("cp", PROGRAM, place)
+        user = ["as-tester"] if words == ["install"] else []
+        done = run(*user, place, *words)
+        same(done.returncode, 1, f"{place}: {done.stdout}")
+        assert "/usr/local/bin" in done.stderr, done.stderr
+        os.unlink(place)
     same_files(before, "what was changed")
 
 
