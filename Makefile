@@ -45,11 +45,15 @@ DOC = $(DESTDIR)$(PREFIX)/share/doc/authsock
 UNITS = $(if $(DARWIN),,$(wildcard systemd/*/*.service systemd/*/*.socket))
 PRESETS = $(if $(DARWIN),,$(wildcard packaging/systemd/*/*.preset))
 EXAMPLES = $(if $(DARWIN),,$(wildcard systemd/*.conf systemd/*/*.conf systemd/*/*/*.conf))
+# Where systemd is 253 or later: NOTIFY_RELOAD=yes has its units reload better.
+NOTIFY_RELOAD ?=
+DROPINS = $(if $(and $(UNITS),$(NOTIFY_RELOAD)),user system)
+# What the documents lead to lies beside them as it does here.
+DOCUMENTS = README.md CHANGELOG.md ARCHITECTURE.md SECURITY.md $(wildcard LICENSE-* docs/*.md launchd/*.plist) \
+	packaging/README.md tests/clients/prove.py $(wildcard tests/vectors/*.json tests/vectors/*.md tests/vectors/make.py)
 
 # $(call folder,DIRECTORY) makes it, parents and all, with modes that do not hang on the umask.
 folder = umask 022; mkdir -p '$(1)'
-# $(call put,FILES,DIRECTORY)
-put = umask 022; mkdir -p '$(2)' && install -m 644 $(1) '$(2)/'
 
 install:
 	@test -x '$(AUTHSOCK)' || { echo 'there is no $(AUTHSOCK): cargo build --release --locked makes it' >&2; exit 1; }
@@ -62,13 +66,19 @@ install:
 		to='$(DESTDIR)$(PREFIX)/lib/'"$${preset#packaging/}"; mkdir -p "$${to%/*}" && \
 		install -m 644 "$$preset" "$$to" || exit 1; \
 	done
+	umask 022; for kind in $(DROPINS); do \
+		to='$(DESTDIR)$(PREFIX)/lib/systemd/'"$$kind/authsock.service.d"; mkdir -p "$$to" && \
+		install -m 644 "systemd/$$kind/notify-reload.conf" "$$to/" || exit 1; \
+	done
 	$(call folder,$(DESTDIR)$(PREFIX)/share/man/man1) && '$(GENERATOR)' generate man '$(DESTDIR)$(PREFIX)/share/man/man1' >/dev/null
 	umask 022; made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && '$(GENERATOR)' generate completions "$$made" >/dev/null && \
 		for place in 'authsock $(PREFIX)/share/bash-completion/completions' '_authsock $(ZSH_COMPLETIONS)' \
 			'authsock.fish $(PREFIX)/share/fish/vendor_completions.d'; do \
 			to='$(DESTDIR)'"$${place#* }"; mkdir -p "$$to" && install -m 644 "$$made/$${place%% *}" "$$to/" || exit 1; \
 		done
-	$(call put,README.md CHANGELOG.md $(wildcard LICENSE-* docs/*.md),$(DOC))
+	umask 022; for document in $(DOCUMENTS); do \
+		to='$(DOC)/'"$$document"; mkdir -p "$${to%/*}" && install -m 644 "$$document" "$$to" || exit 1; \
+	done
 	umask 022; for example in $(EXAMPLES); do \
 		to='$(DOC)/examples/'"$${example#systemd/}"; mkdir -p "$${to%/*}" && \
 		install -m 644 "$$example" "$$to" || exit 1; \

@@ -12,6 +12,8 @@ use super::args::{Common, Logs};
 use super::output::Output;
 use super::{Failure, client_options, exit, with_client};
 use crate::client::connect::{Route, client_places, route};
+use crate::kernel::dir::open_regular;
+use crate::kernel::signals::end_with_us;
 use crate::wire::text::printable;
 
 /// What journalctl is asked for: the unit of the user's manager, or of the machine's. Not `--user
@@ -130,14 +132,36 @@ fn file(path: &Path, args: &Logs, output: &Output) -> Result<(), Failure> {
             output.raw(&format!("{}\n", printable(line)))?;
         }
     }
-    if args.follow { Err(follow(path, seen.unwrap_or(0))) } else { Ok(()) }
+    if args.follow { follow(path, seen.unwrap_or(0), output) } else { Ok(()) }
 }
 
-/// Becomes tail(1), from the byte that was not shown yet on; it goes along when a full log makes
+/// Shows what tail(1) reads from the byte on that was not shown yet; it goes along when a full log makes
 /// room for a new one.
-fn follow(path: &Path, seen: u64) -> Failure {
-    let error = Command::new("tail").arg("-c").arg(format!("+{}", seen + 1)).arg("-F").arg(path).exec();
-    Failure::new(exit::FAILED, format!("cannot run tail, which follows the log: {error}"))
+fn follow(path: &Path, seen: u64, output: &Output) -> Result<(), Failure> {
+    let cannot = |error: io::Error| {
+        Failure::new(exit::FAILED, format!("cannot run tail, which follows the log: {error}"))
+    };
+    let mut tail = Command::new("tail");
+    tail.arg("-c").arg(format!("+{}", seen + 1)).arg("-F").arg(path).stdout(Stdio::piped());
+    end_with_us(&mut tail);
+    let mut tail = tail.spawn().map_err(cannot)?;
+    let Some(lines) = tail.stdout.take() else { return Ok(()) };
+    let shown = show(BufReader::new(lines), output);
+    // It never ends by itself, but where nobody reads what is shown.
+    let _ = tail.kill();
+    tail.wait().map_err(cannot)?;
+    Ok(shown?)
+}
+
+/// Shows each line as soon as it is there.
+fn show(mut lines: impl BufRead, output: &Output) -> io::Result<()> {
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        let text = String::from_utf8_lossy(&line);
+        output.raw(&format!("{}\n", printable(text.trim_end_matches('\n'))))?;
+        line.clear();
+    }
+    Ok(())
 }
 
 /// The last lines of several files.
@@ -153,10 +177,10 @@ impl Last {
         let cannot = |error: io::Error| {
             Failure::new(exit::FAILED, format!("log {} cannot be read: {error}", path.display()))
         };
-        let mut reader = match std::fs::File::open(path) {
+        let mut reader = match open_regular(path) {
             Ok(file) => BufReader::new(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(cannot(error)),
+            Err(unusable) if unusable.is_missing() => return Ok(None),
+            Err(unusable) => return Err(Failure::new(exit::FAILED, format!("log {unusable}"))),
         };
         let (mut seen, mut line) = (0, Vec::new());
         loop {
@@ -197,5 +221,10 @@ mod tests {
         assert!(last(Some(0)).is_empty());
         let mut none = Last { lines: VecDeque::new(), wanted: None };
         assert_eq!(none.add(&temp.path().join("missing")).unwrap(), None);
+        // What never ends, or leads elsewhere, is no log.
+        let link = temp.path().join("link");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        assert!(none.add(&link).is_err());
+        assert!(none.add(Path::new("/dev/zero")).is_err());
     }
 }

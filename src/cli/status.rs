@@ -19,8 +19,8 @@ pub(super) async fn status(client: &mut Client, output: &Output) -> Result<(), F
         None if answer["activation"] == "on_demand" || cfg!(target_os = "macos") => {
             "none: it could not be opened".to_owned()
         }
-        None if answer["mode"] == "system" => "the init system's (journalctl -u authsock)".to_owned(),
-        None => "the init system's (journalctl --user -u authsock)".to_owned(),
+        None if answer["mode"] == "system" => "the init system's (authsock --system logs)".to_owned(),
+        None => "the init system's (authsock logs)".to_owned(),
     };
     let idle = match answer["idle_exit_seconds"].as_u64() {
         Some(0) | None => "never".into(),

@@ -409,6 +409,25 @@ impl Dir {
     }
 }
 
+/// Opens a regular file to be read, whosever it is: no link is followed, and nothing is waited for.
+///
+/// # Errors
+/// [`Unusable`]; [`Problem::Missing`] when there is no such file.
+pub fn open_regular(path: &Path) -> Result<File, Unusable> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let fd = fcntl::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+        Errno::ENOENT => Unusable::new(path, Problem::Missing),
+        Errno::ELOOP => Unusable::new(path, Problem::Link),
+        Errno::ENXIO => Unusable::new(path, Problem::NotA { expected: "regular file" }),
+        errno => Unusable::io(path, "read", errno),
+    })?;
+    let stat = stat::fstat(&fd).map_err(|errno| Unusable::io(path, "examine", errno))?;
+    if file_type(&stat) != SFlag::S_IFREG {
+        return Err(Unusable::new(path, Problem::NotA { expected: "regular file" }));
+    }
+    Ok(File::from(fd))
+}
+
 /// A log file that is only ever added to: 0600, in a directory of ours. One that has grown beyond
 /// `limit` bytes makes room for a new one and stays as `NAME.old`.
 ///

@@ -14,6 +14,21 @@ use nix::unistd::Pid;
 const PASSED_ON: [Signal; 6] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
 
+/// Has a command that is about to be started end with this thread (prctl(2), PR_SET_PDEATHSIG); where there is no
+/// such thing it ends when it next writes to nobody.
+pub fn end_with_us(command: &mut Command) {
+    // SAFETY: prctl(2) is all that is called between fork and exec, and it allocates nothing.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        command.pre_exec(|| {
+            Errno::result(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM))?;
+            Ok(())
+        });
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
+}
+
 /// Runs a command to its end as its keeper: passes signals on, and reaps whatever is orphaned to us.
 ///
 /// The caller has no other threads: one that does not block the signals would take them.

@@ -208,7 +208,7 @@ fn make_install_puts_everything_in_its_place_and_nothing_else() {
         "usr/share/fish/vendor_completions.d/authsock.fish",
         "usr/share/man/man1/authsock.1",
         "usr/share/man/man1/authsock-run.1",
-        "usr/share/doc/authsock/security.md",
+        "usr/share/doc/authsock/docs/security.md",
         "usr/share/doc/authsock/LICENSE-MIT",
     ] {
         assert!(found.contains_key(path), "{path} is missing: {found:#?}");
@@ -228,10 +228,34 @@ fn make_install_puts_everything_in_its_place_and_nothing_else() {
     assert_eq!(told("usr/lib/systemd/system-preset/90-authsock.preset"), "disable authsock.socket");
     // The units name the program where it lies.
     assert!(read(&dest, "usr/lib/systemd/user/authsock.service").contains("\nExecStart=/usr/bin/authsock "));
+    assert!(!found.keys().any(|path| path.contains("authsock.service.d")), "what 252 complains of");
+    // Each document's links lead to what lies beside it.
+    let mut links = 0;
+    for path in found.keys().filter(|path| path.ends_with(".md")) {
+        let (document, text) = (dest.join(path), read(&dest, path));
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap();
+            if !target.is_empty() && !target.contains("://") {
+                links += 1;
+                assert!(document.parent().unwrap().join(target).exists(), "{path} leads to {target}");
+            }
+        }
+    }
+    assert!(links > 20, "{links} links were found");
     let dest = install("other", "/opt/authsock");
     let unit = read(&dest, "opt/authsock/lib/systemd/user/authsock.service");
     assert!(unit.contains("\nExecStart=/opt/authsock/bin/authsock serve\n") && !unit.contains("/usr/bin"));
     assert_eq!(files(&dest).len(), found.len());
+    let mut command = ground.command("make");
+    command.args(["--no-print-directory", "install", "NOTIFY_RELOAD=yes"]);
+    command.arg(format!("DESTDIR={}", ground.root().join("new").display()));
+    command.arg(format!("AUTHSOCK={}", ground.binary.display()));
+    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(output.status.success(), "{}", text_of(&output));
+    for kind in ["user", "system"] {
+        let dropin = format!("usr/lib/systemd/{kind}/authsock.service.d/notify-reload.conf");
+        assert!(read(&ground.root().join("new"), &dropin).contains("Type=notify-reload"));
+    }
 }
 
 #[test]

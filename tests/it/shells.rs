@@ -200,8 +200,25 @@ fn following_a_log_shows_what_is_logged_from_then_on() {
     let output = ground.authsock(["run", "--name", "seen", "--", "true"]).output().unwrap();
     assert!(output.status.success(), "{}", text_of(&output));
     assert!(lines.next().unwrap().contains("(seen) began"));
+    assert!(lines.next().unwrap().contains("(seen) ended"));
+    // What moves a terminal is shown, and not sent: whatever came into the log.
+    let log = ground.home().join(".local/state/authsock/log");
+    let mut log = std::fs::File::options().append(true).open(log).unwrap();
+    std::io::Write::write_all(&mut log, b"\x1b]0;owned\x07\xff\n").unwrap();
+    let shown = lines.next().unwrap();
+    assert!(shown.contains("owned") && !shown.contains('\x1b') && !shown.contains('\x07'), "{shown:?}");
+    // Nothing of it stays behind, however it ends.
+    let pid = follower.id();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     follower.kill().unwrap();
     follower.wait().unwrap();
+    for child in children.split_whitespace() {
+        let end = std::time::Instant::now() + crate::ground::PATIENCE;
+        while Path::new("/proc").join(child).exists() {
+            assert!(std::time::Instant::now() < end, "process {child} is still there");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
 }
 
 #[test]
