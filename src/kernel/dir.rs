@@ -414,8 +414,20 @@ impl Dir {
 /// # Errors
 /// [`Unusable`]; [`Problem::Missing`] when there is no such file.
 pub fn open_regular(path: &Path) -> Result<File, Unusable> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let fd = fcntl::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+    let (fd, _) = regular(fcntl::open(path, OPEN_TO_READ, Mode::empty()), path)?;
+    Ok(File::from(fd))
+}
+
+/// How a file is opened that may be anything.
+const OPEN_TO_READ: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_NONBLOCK)
+    .union(OFlag::O_NOCTTY)
+    .union(OFlag::O_CLOEXEC);
+
+/// What was opened, if it is a regular file.
+fn regular(opened: nix::Result<OwnedFd>, path: &Path) -> Result<(OwnedFd, FileStat), Unusable> {
+    let fd = opened.map_err(|errno| match errno {
         Errno::ENOENT => Unusable::new(path, Problem::Missing),
         Errno::ELOOP => Unusable::new(path, Problem::Link),
         Errno::ENXIO => Unusable::new(path, Problem::NotA { expected: "regular file" }),
@@ -425,7 +437,7 @@ pub fn open_regular(path: &Path) -> Result<File, Unusable> {
     if file_type(&stat) != SFlag::S_IFREG {
         return Err(Unusable::new(path, Problem::NotA { expected: "regular file" }));
     }
-    Ok(File::from(fd))
+    Ok((fd, stat))
 }
 
 /// A log file that is only ever added to: 0600, in a directory of ours. One that has grown beyond
@@ -560,11 +572,10 @@ pub(super) fn refuse_strangers(
 /// # Errors
 /// [`Unusable`]; [`Problem::Missing`] when there is no such file.
 pub fn read_private_path(path: &Path, owners: &[u32], limit: usize) -> Result<Vec<u8>, Unusable> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     if let (Some(parent), Some(owner)) = (path.parent().filter(|parent| parent.exists()), owners.first()) {
         refuse_writable_by_others(parent, *owner)?;
     }
-    read_examined(fcntl::open(path, flags, Mode::empty()), path, owners, limit)
+    read_examined(fcntl::open(path, OPEN_TO_READ, Mode::empty()), path, owners, limit)
 }
 
 fn read_examined(
@@ -573,16 +584,7 @@ fn read_examined(
     owners: &[u32],
     limit: usize,
 ) -> Result<Vec<u8>, Unusable> {
-    let fd = opened.map_err(|errno| match errno {
-        Errno::ENOENT => Unusable::new(path, Problem::Missing),
-        Errno::ELOOP => Unusable::new(path, Problem::Link),
-        Errno::ENXIO => Unusable::new(path, Problem::NotA { expected: "regular file" }),
-        errno => Unusable::io(path, "read", errno),
-    })?;
-    let stat = stat::fstat(&fd).map_err(|errno| Unusable::io(path, "examine", errno))?;
-    if file_type(&stat) != SFlag::S_IFREG {
-        return Err(Unusable::new(path, Problem::NotA { expected: "regular file" }));
-    }
+    let (fd, stat) = regular(opened, path)?;
     if !owners.contains(&stat.st_uid) {
         let expected = owners.first().copied().unwrap_or_else(own_uid);
         return Err(Unusable::new(path, Problem::NotOurs { owner: stat.st_uid, expected }));

@@ -14,9 +14,9 @@ import stat
 import subprocess
 import sys
 
-from stage import check, main, run, same, until
+from stage import as_user, check, main, run, same, until
 from tester import (
-    DROPINS, HOME, OTHER, PONG, RUNTIME, Raw, SERVICE, SOCKET, SOCKET_UNIT, TESTER, TOKEN, answered, as_user, ask, authsock,
+    DROPINS, HOME, OTHER, PONG, RUNTIME, Raw, SERVICE, SOCKET, SOCKET_UNIT, TESTER, TOKEN, answered, ask, authsock,
     configure, daemon_pid, ground, in_process_of, serving, show, systemctl, token, unit_journal,
 )
 

@@ -15,28 +15,13 @@ import subprocess
 import sys
 
 from stage import PATIENCE, check, main, run, same, until
+from tester import HOME, RUNTIME, SERVICE, SOCKET, SOCKET_UNIT, TESTER, TOKEN, show, systemctl
 
-HOME = os.environ["TESTER_HOME"]
-RUNTIME = os.environ["TESTER_RUNTIME_DIR"]
-TESTER = int(os.environ["TESTER_UID"])
-SOCKET = f"{RUNTIME}/authsock.sock"
-TOKEN = f"{RUNTIME}/authsock/token"
 UNITS = f"{HOME}/.config/systemd/user"
-SERVICE, SOCKET_UNIT = "authsock.service", "authsock.socket"
 PROGRAM = "/usr/local/bin/authsock"
 
 
 # --- commands -----------------------------------------------------------------------------------
-
-
-def systemctl(*words, fails=False):
-    done = run("as-tester", "systemctl", "--user", "--no-pager", *words)
-    assert fails or done.returncode == 0, f"systemctl --user {' '.join(words)}: {done.stderr.strip()}"
-    return done.stdout.strip()
-
-
-def show(unit, what):
-    return systemctl("show", unit, "--value", "-p", what)
 
 
 def authsock(*words):

@@ -3,6 +3,7 @@
 A line beginning with "ok" or "FAIL" is one check; tests/systemd/run counts them.
 """
 
+import contextlib
 import os
 import random
 import subprocess
@@ -56,6 +57,18 @@ def run(*command, **options):
     return subprocess.run(
         command, capture_output=True, text=True, errors="replace", timeout=90, stdin=subprocess.DEVNULL, **options
     )
+
+
+@contextlib.contextmanager
+def as_user(uid, gid=None):
+    """Makes this process another user for a moment: the kernel tells a listener the effective one."""
+    os.setegid(uid if gid is None else gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def main(not_hardened=None, after_failure=lambda since: ""):

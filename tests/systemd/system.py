@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 
-from stage import HARDENED, PATIENCE, check, main, run, secrets, until
+from stage import HARDENED, PATIENCE, as_user, check, main, run, secrets, until
 
 SOCKET, STATE, CONFIG = "/run/authsock.sock", "/run/authsock", "/etc/authsock/config.toml"
 DROPIN = "/etc/systemd/system/authsock.service.d"
@@ -62,6 +62,14 @@ class User:
         done = self.authsock(*words, "--json")
         assert done.returncode == 0, f"{self.name}: authsock {' '.join(words)}: {done.returncode}: {done.stderr.strip()}"
         return json.loads(done.stdout)
+
+    def connection(self):
+        """A bare connection of this user's, on which nothing was said yet."""
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.settimeout(PATIENCE)
+        with as_user(self.uid, self.gid):
+            stream.connect(SOCKET)
+        return stream
 
     def token(self):
         with open(self.token_path, encoding="ascii") as file:
@@ -141,15 +149,7 @@ def _():
 def _():
     fresh()
     refused(eve, "peer_denied")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-        os.setegid(eve.gid)
-        os.seteuid(eve.uid)
-        try:
-            stream.connect(SOCKET)
-        finally:
-            os.seteuid(0)
-            os.setegid(0)
-        stream.settimeout(PATIENCE)
+    with eve.connection() as stream:
         # Not one byte was sent.
         said = json.loads(stream.makefile().readline())
     assert said["error"]["code"] == "peer_denied", said
@@ -279,15 +279,7 @@ def _():
     kept = ada.token()
 
     def come(secret):
-        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        stream.settimeout(PATIENCE)
-        os.setegid(ada.gid)
-        os.seteuid(ada.uid)
-        try:
-            stream.connect(SOCKET)
-        finally:
-            os.seteuid(0)
-            os.setegid(0)
+        stream = ada.connection()
         stream.sendall(json.dumps({"type": "auth", "token": secret}).encode() + b"\n")
         lines = stream.makefile()
         return json.loads(lines.readline()), lines, stream
@@ -398,15 +390,7 @@ def _():
 def _():
     fresh()
     ada.answered("whoami")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-        os.setegid(ada.gid)
-        os.seteuid(ada.uid)
-        try:
-            stream.connect(SOCKET)
-        finally:
-            os.seteuid(0)
-            os.setegid(0)
-        stream.settimeout(PATIENCE)
+    with ada.connection() as stream:
         stream.sendall(json.dumps({"type": "auth", "token": ada.token()}).encode() + b"\n")
         lines = stream.makefile()
         assert json.loads(lines.readline())["success"]

@@ -15,7 +15,7 @@ import socket
 import stat
 import traceback
 
-from stage import HARDENED, PATIENCE, run, same, secrets, until
+from stage import HARDENED, PATIENCE, as_user, run, same, secrets, until
 
 TESTER = int(os.environ["TESTER_UID"])
 OTHER = int(os.environ["OTHER_UID"])
@@ -35,11 +35,11 @@ DROPINS = "/etc/systemd/user"
 def systemctl(*words, fails=False):
     done = run("as-tester", "systemctl", "--user", "--no-pager", *words)
     assert fails or done.returncode == 0, f"systemctl --user {' '.join(words)}: {done.stderr.strip()}"
-    return done.stdout
+    return done.stdout.strip()
 
 
 def show(unit, what):
-    return systemctl("show", unit, "--value", "-p", what).strip()
+    return systemctl("show", unit, "--value", "-p", what)
 
 
 def authsock(*words):
@@ -102,18 +102,6 @@ def unit_journal(since):
 
 
 # --- clients ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def as_user(uid):
-    """Makes this process another user for a moment: the kernel tells a listener the effective one."""
-    os.setegid(uid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
 
 
 class Raw:
