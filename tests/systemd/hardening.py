@@ -21,11 +21,11 @@ from tester import (
 SYSTEM = "/etc/systemd/system/authsock.service.d"
 
 
-def exposure(ceiling, *words):
+def exposure(what, ceiling, *words):
     done = run(*words, "--no-pager", "security", SERVICE)
     overall = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
     assert overall, f"no figure: {done.stdout[-300:]}{done.stderr}"
-    print(f"      exposure level {overall.group(1)}")
+    print(f"      systemd-analyze security, {what}: {overall.group(1)}")
     assert float(overall.group(1)) <= ceiling, f"{overall.group(1)} is more than {ceiling}"
 
 
@@ -81,13 +81,13 @@ def _():
 @check("the exposure of the user's daemon is at most 6.5")
 def _():
     ground()
-    exposure(6.5, "as-tester", "systemd-analyze", "--user")
+    exposure("the user's service", 6.5, "as-tester", "systemd-analyze", "--user")
 
 
 @check("the exposure of the user's daemon under hardened.conf is at most 1.5, and it serves and reloads")
 def _():
     harden_user()
-    exposure(1.5, "as-tester", "systemd-analyze", "--user")
+    exposure("the user's service with hardened.conf", 1.5, "as-tester", "systemd-analyze", "--user")
     same(ask("0" * 64), "denied", "a client that starts the daemon")
     systemctl("reload", SERVICE)
     same(ask(token()), PONG, "a client after a reload")
@@ -134,14 +134,14 @@ def _():
 @check("the exposure of the machine's daemon is at most 1.6, and it serves, reloads, and keeps its token")
 def _():
     of_the_machine(hardened=False)
-    exposure(1.6, "systemd-analyze")
+    exposure("the machine's service", 1.6, "systemd-analyze")
     serves_the_machine()
 
 
 @check("the exposure of the machine's daemon under hardened.conf is at most 1.5, and it does the same")
 def _():
     of_the_machine(hardened=True)
-    exposure(1.5, "systemd-analyze")
+    exposure("the machine's service with hardened.conf", 1.5, "systemd-analyze")
     serves_the_machine()
 
 
