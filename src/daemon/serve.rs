@@ -550,7 +550,7 @@ impl Server {
         let _ = self.stopping.send(true);
         let Phase::Serving { hub, gate, .. } = &mut self.phase else { return };
         if self.starter == Starter::Client && end != End::Idle {
-            self.doors.take_away(Some(&hub.state).filter(|_| end != End::StateLost));
+            self.doors.take_away((end != End::StateLost).then_some(&hub.state));
         }
         if self.starter == Starter::Client {
             // Whoever came before the file went would be lost with the queue.
