@@ -363,35 +363,6 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_behind_a_stranger_s_link_is_neither_written_nor_removed() {
-        if own_uid() != 0 {
-            return;
-        }
-        let temp = tempfile::tempdir().unwrap();
-        let root = temp.path().canonicalize().unwrap();
-        let real = Dir::open_or_create(&root.join("etc/authsock"), own_uid()).unwrap();
-        for name in ["config", "log", "token"] {
-            real.replace(name, b"x").unwrap();
-        }
-        std::os::unix::fs::symlink(root.join("etc"), root.join("state")).unwrap();
-        std::os::unix::fs::lchown(root.join("state"), Some(54_321), None).unwrap();
-        let at = |name: &str| root.join("state/authsock").join(name);
-        let steps = [
-            Step::Write { path: at("unit"), text: String::new(), mode: 0o644 },
-            Step::Remove { path: at("config"), and_if_empty: Vec::new() },
-            Step::RemoveTree { path: root.join("state/authsock"), and_if_empty: Vec::new() },
-            Step::RemoveState { state: root.join("state/authsock"), log: None, and_if_empty: Vec::new() },
-            Step::RemoveState { state: root.join("none"), log: Some(at("log")), and_if_empty: Vec::new() },
-            Step::RemoveDeadSocket(at("socket")),
-        ];
-        for step in steps {
-            let error = step.carry_out().unwrap_err().to_string();
-            assert!(error.contains("54321"), "{step}: {error}");
-        }
-        assert_eq!(real.names().unwrap().len(), 3);
-    }
-
-    #[test]
     fn what_a_failed_command_said_is_part_of_the_error() {
         let words = |text: &[&str]| text.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let run = |text: &[&str]| Step::Run { words: words(text), forgives: Forgives::Nothing }.carry_out();

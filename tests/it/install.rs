@@ -1,9 +1,12 @@
 //! Installing, in front of a systemctl that only notes what it is asked: what is written, in which order, what is left alone, and what is said.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use authsock::install::Step;
+use authsock::kernel::dir::{Dir, Problem, own_uid};
+use authsock::kernel::path::{refuse_replaceable, settle};
 use serde_json::Value;
 
 use crate::ground::{AUTHSOCK, Ground, is_root, place_to_stay, put, skip_unless, text_of};
@@ -364,4 +367,51 @@ fn a_program_with_more_rights_than_its_user_runs_no_systemctl_of_that_user_s() {
         assert!(text_of(&output).contains("set-user-ID"), "{}", text_of(&output));
         assert!(!machine.bin.join("calls").exists(), "{verb} asked somebody");
     }
+}
+
+#[test]
+fn what_lies_behind_a_stranger_s_link_is_neither_written_nor_removed() {
+    if skip_unless(is_root(), "only root can give a link away") {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().canonicalize().unwrap();
+    let real = Dir::open_or_create(&root.join("etc/authsock"), own_uid()).unwrap();
+    for name in ["config", "log", "token"] {
+        real.replace(name, b"x").unwrap();
+    }
+    symlink(root.join("etc"), root.join("state")).unwrap();
+    lchown(root.join("state"), Some(54_321), None).unwrap();
+    let at = |name: &str| root.join("state/authsock").join(name);
+    let steps = [
+        Step::Write { path: at("unit"), text: String::new(), mode: 0o644 },
+        Step::Remove { path: at("config"), and_if_empty: Vec::new() },
+        Step::RemoveTree { path: root.join("state/authsock"), and_if_empty: Vec::new() },
+        Step::RemoveState { state: root.join("state/authsock"), log: None, and_if_empty: Vec::new() },
+        Step::RemoveState { state: root.join("none"), log: Some(at("log")), and_if_empty: Vec::new() },
+        Step::RemoveDeadSocket(at("socket")),
+    ];
+    for step in steps {
+        let error = step.carry_out().unwrap_err().to_string();
+        assert!(error.contains("54321"), "{step}: {error}");
+    }
+    assert_eq!(real.names().unwrap().len(), 3);
+    // Nor by a home that was lent.
+    std::fs::create_dir(root.join("home")).unwrap();
+    lchown(root.join("home"), Some(54_321), None).unwrap();
+    assert!(settle(&root.join("home/.config")).is_err());
+}
+
+#[test]
+fn a_group_of_others_may_not_write_on_the_way_to_a_program_also_where_it_is_root_s() {
+    if skip_unless(is_root(), "only root can give a directory to a group") {
+        return;
+    }
+    let Some(temp) = place_to_stay() else { return };
+    let dir = temp.path().canonicalize().unwrap();
+    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o775)).unwrap();
+    refuse_replaceable(&dir).unwrap();
+    lchown(&dir, None, Some(54_321)).unwrap();
+    let refused = refuse_replaceable(&dir).unwrap_err();
+    assert!(matches!(refused.problem, Problem::OthersMayWrite { .. }), "{refused}");
 }
