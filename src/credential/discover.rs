@@ -2,14 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::kernel::dir::Unusable;
 use crate::kernel::fds::{self, Unreadable};
 use crate::place::{self, Env, Places, var};
 use crate::secret::file::{self, BadTokenFile};
-use crate::secret::token::{NotAToken, TOKEN_DIGITS, Token};
+use crate::secret::token::{self, NotAToken, TOKEN_DIGITS, Token};
 use zeroize::Zeroizing;
 
 /// How long a pipe may take to deliver a token, in milliseconds.
 const PIPE_TIMEOUT_MS: u16 = 5000;
+/// How many characters of a descriptor's number that is none are told.
+const VALUE_MAX: usize = 40;
 
 /// Where a token came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,10 +34,10 @@ pub enum Source {
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Source::Given(path) => write!(f, "{}", path.display()),
+            Source::Given(path) => write!(f, "{}", told(path).display()),
             Source::Variable => f.write_str(var::TOKEN),
             Source::Descriptor(number) => write!(f, "{}={number}", var::TOKEN_FD),
-            Source::File(path) => write!(f, "{}={}", var::TOKEN_FILE, path.display()),
+            Source::File(path) => write!(f, "{}={}", var::TOKEN_FILE, told(path).display()),
             Source::Credential(path) | Source::Owner(path) => write!(f, "{}", path.display()),
         }
     }
@@ -153,7 +156,7 @@ pub fn token(env: Env<'_>, places: &Places, given: Option<&Path>) -> Result<Foun
             (Ok(found), _) => return Ok(found),
             (Err(_), Some(_)) => {}
             (Err(problem), None) => {
-                let value = value.to_string_lossy().chars().take(20).collect();
+                let value = token::showable(&value.to_string_lossy()).chars().take(VALUE_MAX).collect();
                 return Err(NoToken::BadDescriptor { value, problem });
             }
         }
@@ -200,7 +203,30 @@ pub fn owner(places: &Places) -> Result<Found, NoToken> {
 fn named_file(name: Source, path: &Path) -> Result<Found, NoToken> {
     match file::read_as_client(path) {
         Ok(token) => Ok(Found { token, source: name }),
-        Err(problem) => Err(NoToken::BadFile { name, problem }),
+        Err(problem) => {
+            // Whoever put the token itself there must not read it in a log.
+            let name = match name {
+                Source::Given(path) => Source::Given(told(&path)),
+                Source::File(path) => Source::File(told(&path)),
+                name => name,
+            };
+            let problem = match problem {
+                BadTokenFile::Unusable(Unusable { path, problem }) => {
+                    BadTokenFile::Unusable(Unusable { path: told(&path), problem })
+                }
+                BadTokenFile::NotAToken(path) => BadTokenFile::NotAToken(told(&path)),
+                problem => problem,
+            };
+            Err(NoToken::BadFile { name, problem })
+        }
+    }
+}
+
+/// A path that somebody named, as it may be told.
+fn told(path: &Path) -> PathBuf {
+    match token::showable(&path.to_string_lossy()) {
+        shown if shown == path.to_string_lossy() => path.to_path_buf(),
+        hidden => hidden.into(),
     }
 }
 
@@ -334,6 +360,21 @@ mod tests {
             let words = format!("{error} {error:?}");
             assert!(!words.contains("5ec2e7"), "{words}");
             assert!(words.contains(pairs[0].0), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_token_where_its_file_or_its_descriptor_belongs_is_not_repeated() {
+        let house = house();
+        let token = "5ec2e7aa".repeat(8);
+        let in_a_directory = format!("{}/{token}", house.dir.path().display());
+        for (name, value) in
+            [(var::TOKEN_FILE, &token), (var::TOKEN_FD, &token), (var::TOKEN_FILE, &in_a_directory)]
+        {
+            let error = house.search(&[(name, value)]).unwrap_err();
+            let words = format!("{error} {error:?}");
+            assert!(!words.contains("5ec2e7") && words.contains("looks like a token"), "{words}");
+            assert!(words.contains(name), "{words}");
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn examine(
     if !may_connect(area, places, socket, units) {
         return None;
     }
-    let path = socket.path().display();
+    let path = socket.told();
     if token != Credential::Usable {
         area.note(Id::DaemonNotAsked, path, "a daemon runs, but without a token it cannot be asked");
         return None;
@@ -76,7 +76,7 @@ pub(super) async fn examine(
 /// Whether a connection would find a daemon that runs already. Where it would start one, or where
 /// that cannot be known, there is none.
 fn may_connect(area: &mut InArea<'_>, places: &Places, socket: &Seen, units: &Units) -> bool {
-    let path = socket.path().display();
+    let path = socket.told();
     if !socket.is_usable || socket.is_listened_on == Some(false) {
         area.note(Id::DaemonNotRunning, path, "cannot be reached by this socket, so it is not asked");
         return false;

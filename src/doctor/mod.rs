@@ -4,6 +4,7 @@
 mod daemon;
 mod kernel;
 mod process;
+mod reach;
 mod report;
 mod socket;
 mod surroundings;

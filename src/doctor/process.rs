@@ -1,11 +1,11 @@
 //! Why one process would be refused: whose it is, where it runs, which session it is in, and what it can reach.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
+use super::reach;
 use super::report::{Id, InArea};
 use crate::config::{Account, Config};
 use crate::kernel::accounts;
@@ -13,7 +13,7 @@ use crate::kernel::dir::own_uid;
 use crate::kernel::peer::overflow_uid;
 use crate::kernel::process::{Pid, Process};
 use crate::kernel::survey::{self, Credentials};
-use crate::place::{Places, var};
+use crate::place::Places;
 
 pub(super) fn examine(
     area: &mut InArea<'_>,
@@ -62,7 +62,9 @@ pub(super) fn examine(
             "which session it is in is not known: only a daemon that is asked can say",
         ),
     }
-    reach(area, &subject, pid, &credentials, places, socket);
+    // At the daemon of the whole machine each user has a token of their own.
+    let its = places.is_system().then(|| places.clone().at_the_system_daemon(credentials.uid));
+    reach::examine(area, &subject, pid, &credentials, its.as_ref().unwrap_or(places), socket);
 }
 
 /// Whether its user is let in, as the gate decides.
@@ -189,139 +191,4 @@ fn session(area: &mut InArea<'_>, subject: &str, process: &Process, sessions: &[
             area.note(Id::ProcessHidden, subject, format!("its ancestors cannot be read: {error}"));
         }
     }
-}
-
-/// Whether it gets as far as the socket and the token that it would use.
-fn reach(
-    area: &mut InArea<'_>,
-    subject: &str,
-    pid: Pid,
-    credentials: &Credentials,
-    places: &Places,
-    socket: &Path,
-) {
-    let environ = std::fs::read(format!("/proc/{pid}/environ"));
-    let variable = |name: &str| {
-        let environ = environ.as_ref().ok()?;
-        let entries = environ.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-        entries.filter_map(|entry| Some(entry.strip_prefix(name)?.strip_prefix('=')?.to_owned())).next()
-    };
-    let (named_socket, named_token) = (variable(var::SOCKET), variable(var::TOKEN_FILE));
-    let mut set: Vec<String> = Vec::new();
-    for (name, value) in [(var::SOCKET, &named_socket), (var::TOKEN_FILE, &named_token)] {
-        set.extend(value.as_ref().map(|value| format!("{name}={value}")));
-    }
-    let holds_token = variable(var::TOKEN).is_some();
-    if holds_token {
-        set.push(format!("{} (not shown)", var::TOKEN));
-    }
-    let holds_descriptor = variable(var::TOKEN_FD).is_some();
-    set.extend(variable(var::TOKEN_FD).map(|value| format!("{}={value}", var::TOKEN_FD)));
-    if environ.is_ok() {
-        let set = if set.is_empty() { "none of ours".to_owned() } else { set.join(" ") };
-        area.note(Id::ProcessVariables, subject, format!("was started with {set}"));
-    }
-    // Its paths are looked up from its own root, where this program may.
-    let root = PathBuf::from(format!("/proc/{pid}/root"));
-    let root = if root.metadata().is_ok() { root } else { PathBuf::from("/") };
-    let socket = named_socket.map_or_else(|| socket.to_path_buf(), PathBuf::from);
-    match look(&root, &socket, credentials, 0o2) {
-        Reach::Yes(meta) if meta.file_type().is_socket() => {}
-        // What else may lie there is told with the socket.
-        Reach::Yes(_) | Reach::Unknown => {}
-        Reach::Missing(at) => area.problem(
-            Id::ProcessSocketMissing,
-            socket.display(),
-            format!("{subject} finds no such file (ENOENT): {} does not exist where it runs", at.display()),
-            "in a container: mount the socket; else start the daemon, or correct the variable",
-        ),
-        Reach::Forbidden(at, meta) => area.problem(
-            Id::ProcessSocketForbidden,
-            socket.display(),
-            format!("{subject} may not connect (EACCES): {}", closed(&at, &meta, credentials)),
-            format!("run it as uid {}; do not open the directory instead", meta.uid()),
-        ),
-    }
-    if holds_token || (holds_descriptor && named_token.is_none()) {
-        return;
-    }
-    let token = named_token.clone().map_or_else(|| places.owner_token(), PathBuf::from);
-    match look(&root, &token, credentials, 0o4) {
-        Reach::Yes(meta) if meta.uid() != credentials.uid && meta.uid() != 0 => area.problem(
-            Id::ProcessTokenOwner,
-            token.display(),
-            format!("{subject} can read it, but would not trust it: it belongs to uid {}, not to uid {}", meta.uid(), credentials.uid),
-            format!("run it as uid {}", meta.uid()),
-        ),
-        Reach::Yes(_) | Reach::Unknown => {}
-        Reach::Missing(_) if named_token.is_none() => {}
-        Reach::Missing(at) => area.problem(
-            Id::ProcessTokenMissing,
-            token.display(),
-            format!("{subject} finds no such file (ENOENT): {} does not exist where it runs", at.display()),
-            "its session is over: start it again with `authsock run`; in a container: mount the token's directory",
-        ),
-        Reach::Forbidden(at, meta) => area.problem(
-            Id::ProcessTokenForbidden,
-            token.display(),
-            format!("{subject} may not read it (EACCES): {}", closed(&at, &meta, credentials)),
-            format!("run it as uid {}; do not widen the token's mode, no client would take it then", meta.uid()),
-        ),
-    }
-}
-
-fn closed(at: &Path, meta: &std::fs::Metadata, credentials: &Credentials) -> String {
-    format!(
-        "{} (mode {:04o}, uid {}) is closed to uid {}",
-        at.display(),
-        meta.mode() & 0o7777,
-        meta.uid(),
-        credentials.fsuid
-    )
-}
-
-/// How far somebody gets on the way to a file.
-enum Reach {
-    Yes(std::fs::Metadata),
-    Missing(PathBuf),
-    Forbidden(PathBuf, std::fs::Metadata),
-    /// This program itself cannot look.
-    Unknown,
-}
-
-/// Follows a path as the kernel would for these credentials: search permission on each directory,
-/// then `wanted` (4 read, 2 write) on the file. Access lists and security modules are not asked.
-fn look(root: &Path, path: &Path, credentials: &Credentials, wanted: u32) -> Reach {
-    let mut so_far = PathBuf::from("/");
-    let mut parts = path.components().skip(1).peekable();
-    loop {
-        let seen = root.join(so_far.strip_prefix("/").unwrap_or(&so_far));
-        let meta = match seen.metadata() {
-            Ok(meta) => meta,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Reach::Missing(so_far),
-            Err(_) => return Reach::Unknown,
-        };
-        let Some(part) = parts.next() else {
-            return if permits(&meta, credentials, wanted) {
-                Reach::Yes(meta)
-            } else {
-                Reach::Forbidden(so_far, meta)
-            };
-        };
-        if !permits(&meta, credentials, 0o1) {
-            return Reach::Forbidden(so_far, meta);
-        }
-        so_far.push(part);
-    }
-}
-
-fn permits(meta: &std::fs::Metadata, credentials: &Credentials, wanted: u32) -> bool {
-    let shift = if meta.uid() == credentials.fsuid {
-        6
-    } else if credentials.groups.contains(&meta.gid()) {
-        3
-    } else {
-        0
-    };
-    credentials.overrides || meta.mode() >> shift & wanted == wanted
 }

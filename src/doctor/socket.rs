@@ -10,6 +10,11 @@ use crate::kernel::dir::own_uid;
 use crate::kernel::socket::{BadSocket, CheckedSocket};
 use crate::kernel::survey;
 use crate::place::{Places, SocketPath, var};
+use crate::secret::token;
+
+/// The way out where a socket is written by a group (SocketMode=0660 with SocketGroup=).
+pub(super) const JOIN_ITS_GROUP: &str =
+    "have root add the user to the socket's group (usermod -aG GROUP USER), then log in anew";
 
 /// What is known of the socket without connecting to it.
 pub(super) struct Seen {
@@ -25,14 +30,20 @@ impl Seen {
     pub(super) fn path(&self) -> &Path {
         self.route.path()
     }
+
+    /// The path as it may be told: a variable may hold a token in its place.
+    pub(super) fn told(&self) -> String {
+        token::showable(&self.path().to_string_lossy()).to_owned()
+    }
 }
 
 pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places) -> Seen {
     let route = connect::route(places, options.socket.as_deref());
     let variable = discover::trusted_env(var::SOCKET);
     let by_variable = options.socket.is_none() && variable.is_some();
-    let path = route.path().display().to_string();
-    let why = match &route {
+    let mut seen = Seen { route, is_usable: false, is_listened_on: Some(false) };
+    let path = seen.told();
+    let why = match &seen.route {
         Route::Named(_) if options.socket.is_some() => "named by --socket".to_owned(),
         Route::Named(_) => format!("named by {}", var::SOCKET),
         Route::Init(_) => "the init system's socket is there, and goes before one on demand".to_owned(),
@@ -46,13 +57,13 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
         }
     };
     area.ok(Id::SocketRoute, &path, format!("would be used: {why}"));
-    let mut seen = Seen { route, is_usable: false, is_listened_on: Some(false) };
     let checked = match SocketPath::new(seen.path()) {
         Ok(checked) => checked,
         Err(problem) => {
             let remedy =
                 format!("set {} or {} to a shorter, absolute path", var::XDG_RUNTIME_DIR, var::SOCKET);
-            area.problem(Id::SocketPath, &path, problem.to_string(), remedy);
+            let says = problem.to_string().replace(&*seen.path().to_string_lossy(), &path);
+            area.problem(Id::SocketPath, &path, says, remedy);
             return seen;
         }
     };

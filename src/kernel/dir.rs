@@ -519,9 +519,19 @@ pub fn examine_passage(path: &Path, owner: u32) -> Result<(), Unusable> {
     refuse_strangers(path, &stat, owner, 0o022)
 }
 
-/// Whom a lock file names as its holder; for messages only.
+/// Whom a lock file names as its holder; for messages only. What lies there may be anybody's: a pipe is not
+/// waited for, and nothing is read that has no end.
 pub fn noted_holder(path: &Path) -> Option<u32> {
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    /// A pid and a line end, with room to spare.
+    const NOTE_MAX: u64 = 32;
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let fd = fcntl::open(path, flags, Mode::empty()).ok()?;
+    if file_type(&stat::fstat(&fd).ok()?) != SFlag::S_IFREG {
+        return None;
+    }
+    let mut note = String::new();
+    File::from(fd).take(NOTE_MAX).read_to_string(&mut note).ok()?;
+    note.trim().parse().ok()
 }
 
 /// A lock that ends with this value, or with the process.
@@ -715,6 +725,21 @@ mod tests {
 
     fn problem_of(result: Result<Vec<u8>, Unusable>) -> Problem {
         result.unwrap_err().problem
+    }
+
+    #[test]
+    fn a_lock_s_note_is_read_from_a_regular_file_alone_and_no_further_than_a_pid_goes() {
+        let (_temp, dir) = fixture();
+        let at = |name: &str| dir.path().join(name);
+        dir.replace("note", b"4711\n").unwrap();
+        assert_eq!(noted_holder(&at("note")), Some(4711));
+        // Each of these would be waited for, or read for ever.
+        unistd::mkfifo(&at("fifo"), Mode::S_IRUSR).unwrap();
+        symlink("/dev/zero", at("zero")).unwrap();
+        std::fs::File::create(at("long")).unwrap().set_len(1 << 40).unwrap();
+        for name in ["fifo", "zero", "long", "missing"] {
+            assert_eq!(noted_holder(&at(name)), None, "{name}");
+        }
     }
 
     #[test]

@@ -88,18 +88,27 @@ fn has_line(list: &str, mut is_it: impl FnMut(&str) -> bool) -> Option<bool> {
 
 /// Whether somebody listens on the socket file at `path`, as far as this network namespace shows
 /// (proc(5), /proc/net/unix); connecting would be a change. `None` where there is no such list.
+///
+/// The list is worth as much as the word of anybody in this network namespace: it shows abstract names as they
+/// are, and one with a line end in it makes a line of its own. So it may say that somebody listens where nobody
+/// does, and nothing in it is looked at or opened; that nobody listens is true of the names that are asked for, the path
+/// as it stands and the one that it leads to.
 pub fn is_listened_on(path: &Path) -> Option<bool> {
     /// `__SO_ACCEPTCON` of linux/net.h.
     const ACCEPTS: u32 = 1 << 16;
-    let Some(wanted) = inode_at(path) else { return Some(false) };
+    if inode_at(path).is_none() {
+        return Some(false);
+    }
+    // systemd and clients may have come to it by a link, /var/run.
+    let real = path.parent().and_then(|parent| parent.canonicalize().ok());
+    let real = real.zip(path.file_name()).map(|(parent, name)| parent.join(name));
     has_line("/proc/net/unix", |line| {
         let flags =
             line.split_ascii_whitespace().nth(3).and_then(|flags| u32::from_str_radix(flags, 16).ok());
         let Some((_, bound)) = line.split_once(" /") else { return false };
-        // It may have been bound by another way to the same file.
-        let bound = PathBuf::from(format!("/{bound}"));
+        let bound = format!("/{bound}");
         let is_it =
-            bound == path || (bound.file_name() == path.file_name() && inode_at(&bound) == Some(wanted));
+            [Some(path), real.as_deref()].into_iter().flatten().any(|path| path.to_string_lossy() == bound);
         is_it && flags.is_some_and(|flags| flags & ACCEPTS != 0)
     })
 }
@@ -188,6 +197,90 @@ pub fn credentials(pid: Pid) -> Option<Credentials> {
     })
 }
 
+/// Most bytes of another process's variables that are read. exec(3) takes more by default than anybody uses, and a
+/// process can make it terabytes afterwards (prctl(2), PR_SET_MM_MAP).
+pub const ENVIRONMENT_MAX: usize = 1 << 20;
+
+/// The variables that a process was started with, as far as they are read.
+#[derive(Debug)]
+pub struct Environment {
+    bytes: Vec<u8>,
+    /// Whether there is more than was read.
+    pub is_cut: bool,
+}
+
+impl Environment {
+    /// What /proc tells of a process.
+    ///
+    /// # Errors
+    /// What /proc said: other users' are hidden.
+    pub fn of(pid: Pid) -> io::Result<Environment> {
+        let file = std::fs::File::open(format!("/proc/{pid}/environ"))?;
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, ENVIRONMENT_MAX as u64 + 1), &mut bytes)?;
+        let is_cut = bytes.len() > ENVIRONMENT_MAX;
+        if is_cut {
+            // What is not whole is not told of.
+            let whole = bytes.iter().rposition(|byte| *byte == 0).unwrap_or(0);
+            bytes.truncate(whole);
+        }
+        Ok(Environment { bytes, is_cut })
+    }
+
+    /// The value of a variable; an empty one is a value.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let mut values = self
+            .bytes
+            .split(|byte| *byte == 0)
+            .filter_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        values.next().map(|value| String::from_utf8_lossy(value).into_owned())
+    }
+}
+
+/// The absolute path of a file that a process names relative to its working directory.
+pub fn absolute_for(pid: Pid, path: &Path) -> Option<PathBuf> {
+    if path.is_absolute() {
+        return Some(path.to_path_buf());
+    }
+    // Both are told as this process sees them, so that of a directory below another root only the rest counts.
+    let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    let root = std::fs::read_link(format!("/proc/{pid}/root")).ok()?;
+    Some(Path::new("/").join(cwd.strip_prefix(root).ok()?).join(path))
+}
+
+/// What lies at `path` for whoever has `root` as its root directory: links lead where they lead there, and never
+/// out of it.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn metadata_below(root: &Path, path: &Path) -> io::Result<std::fs::Metadata> {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::errno::Errno;
+        use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+        use nix::sys::stat::Mode;
+        let handle = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let below = open(root, handle | OFlag::O_DIRECTORY, Mode::empty())?;
+        let within = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        match openat2(&below, path, OpenHow::new().flags(handle).resolve(within)) {
+            Ok(found) => return std::fs::File::from(found).metadata(),
+            // Linux before 5.6 has no such call, and filters of system calls that do not know it forbid it.
+            Err(Errno::ENOSYS | Errno::EPERM) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    root.join(path.strip_prefix("/").unwrap_or(path)).metadata()
+}
+
+/// Looks at what a stranger prepared, and gives up when it takes too long: neither a file system nor memory of that
+/// stranger's making need ever answer (fuse(4), userfaultfd(2)). What is stuck then ends with this process.
+pub fn in_time<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::Builder::new().spawn(move || sender.send(look())).ok()?;
+    receiver.recv_timeout(PATIENCE).ok()
+}
+
 /// A namespace of a process, as `/proc/PID/ns` names it.
 ///
 /// # Errors
@@ -208,6 +301,31 @@ pub fn descriptor_limit_of(pid: Pid) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::kernel::dir::{Dir, own_uid};
+
+    #[test]
+    fn a_line_that_anybody_can_forge_leads_to_no_look_at_the_path_in_it() {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::{SocketAddr, UnixListener};
+        let temp = tempfile::tempdir().unwrap();
+        let (dead, other) = (temp.path().join("s"), temp.path().join("elsewhere"));
+        drop(UnixListener::bind(&dead).unwrap());
+        std::fs::create_dir(&other).unwrap();
+        std::fs::hard_link(&dead, other.join("s")).unwrap();
+        let line = format!("\n0: 00000002 00000000 00010000 0001 01 1 {}", other.join("s").display());
+        let forged = SocketAddr::from_abstract_name(line).unwrap();
+        let _listener = UnixListener::bind_addr(&forged).unwrap();
+        assert_eq!(is_listened_on(&dead), Some(false));
+    }
+
+    #[test]
+    fn a_listener_is_seen_by_a_link_to_its_directory() {
+        let temp = tempfile::tempdir().unwrap();
+        let (real, link) = (temp.path().join("run"), temp.path().join("var-run"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(real.join("s")).unwrap();
+        assert_eq!(is_listened_on(&link.join("s")), Some(true));
+    }
 
     #[test]
     fn a_listener_is_seen_without_connecting_and_so_is_its_end() {

@@ -42,8 +42,8 @@ fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
         let meta = path.symlink_metadata().unwrap();
         // A copy of the program is known by its inode and times; to hash it takes seconds.
         let is_small = meta.is_file() && meta.len() < 1 << 20;
-        let content = match std::fs::read(&path) {
-            Ok(bytes) if is_small => hex::encode(Sha256::digest(bytes)),
+        let content = match is_small.then(|| std::fs::read(&path)) {
+            Some(Ok(bytes)) => hex::encode(Sha256::digest(bytes)),
             _ => String::new(),
         };
         let facts = format!(
@@ -644,6 +644,26 @@ fn a_daemon_on_demand_beside_an_init_system_s_new_socket_is_told_and_left_alone(
     assert_eq!(ground.json(["status"])["pid"], pid);
 }
 
+struct RemovedAtTheEnd(PathBuf);
+
+impl Drop for RemovedAtTheEnd {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn a_pipe_in_the_place_of_the_daemon_s_lock_is_not_waited_for() {
+    let ground = with_token();
+    let _listener = bind_private(&ground.init_socket());
+    let pipe = ground.state().join("lock");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    // The ground itself reads whom the lock names, when it goes.
+    let _removed_before = RemovedAtTheEnd(pipe);
+    let visit = visit_with_systemctl(&ground, "exit 1");
+    visit.names("note", "daemon-not-running", ground.init_socket());
+}
+
 // --- systemd, as it was recorded ----------------------------------------------------------------
 
 /// A systemctl that says this, whatever it is asked for.
@@ -770,6 +790,14 @@ fn a_systemd_that_cannot_be_asked_is_a_note_and_a_stuck_one_does_not_hold_the_do
 
 // --- the kernel ---------------------------------------------------------------------------------
 
+/// Makes the program one that runs in a mount namespace of its own, after a shell has prepared that.
+fn confine(ground: &mut Ground, prepare: &str, run: &str) {
+    let wrapper = ground.root().join("wrapped");
+    let script = format!("#!/bin/sh\nexec unshare -m sh -c '{prepare} && {run}' sh \"$@\"\n");
+    make_script(&wrapper, &script);
+    ground.binary = wrapper;
+}
+
 #[test]
 fn a_program_with_few_descriptors_is_told_so() {
     let mut ground = Ground::new();
@@ -826,6 +854,19 @@ impl Sleeper {
         let mut command = ground.command("sleep");
         change(command.arg("600"));
         Sleeper(command.spawn().unwrap())
+    }
+
+    /// One that a shell becomes in a mount namespace of its own, after it has prepared that.
+    fn elsewhere(ground: &Ground, prepare: &str, change: impl FnOnce(&mut Command)) -> Sleeper {
+        let mut command = ground.command("unshare");
+        let script = format!("{prepare} && echo ready && exec sleep 600");
+        change(command.args(["-m", "sh", "-c", &script]).stdout(Stdio::piped()));
+        let mut sleeper = Sleeper(command.spawn().unwrap());
+        let mut line = String::new();
+        let mut reader = std::io::BufReader::new(sleeper.0.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        sleeper
     }
 
     fn pid(&self) -> String {
@@ -900,6 +941,102 @@ fn a_token_that_a_process_may_not_read_and_one_that_is_not_there_have_different_
         let visit = Visit::pay(&ground, &["--pid", &sleeper.pid()], |_| {});
         let says = visit.names("problem", id, &path)["says"].as_str().unwrap();
         assert!(says.contains(word) && !says.contains(other), "{says}");
+    }
+}
+
+#[test]
+fn what_a_process_was_started_with_is_read_and_told_up_to_a_bound() {
+    let ground = with_token();
+    let long = "x".repeat(100_000);
+    let sleeper = Sleeper::start(&ground, |command| {
+        command.env("AUTHSOCK_TOKEN_FILE", format!("/{long}"));
+    });
+    let visit = Visit::pay(&ground, &["--pid", &sleeper.pid()], |_| {});
+    visit.says("note", "process-variables", "process", "(cut)");
+    assert!(visit.report.to_string().len() < long.len() / 4);
+    // They are read in order, and these come before any of ours.
+    let sleeper = Sleeper::start(&ground, |command| {
+        command.envs((0..12).map(|number| (format!("A{number}"), &long)));
+        command.env("AUTHSOCK_SOCKET", "/after/all/of/it");
+    });
+    let visit = Visit::pay(&ground, &["--pid", &sleeper.pid()], |_| {});
+    visit.says("note", "process-variables", "process", "only the first 1048576 bytes");
+    assert!(!visit.report.to_string().contains("/after/all/of/it"));
+}
+
+#[test]
+fn a_token_that_stands_where_a_path_or_a_number_belongs_is_not_told() {
+    let ground = with_token();
+    let token = "5ec2e7aa".repeat(8);
+    let variables = ["AUTHSOCK_TOKEN_FILE", "AUTHSOCK_TOKEN_FD", "AUTHSOCK_SOCKET"];
+    let sleeper = Sleeper::start(&ground, |command| {
+        command.envs(variables.map(|name| (name, &token)));
+    });
+    let visit = Visit::pay(&ground, &["--pid", &sleeper.pid()], |_| {});
+    for name in variables {
+        let words = format!("{name}=(not shown: it looks like a token)");
+        visit.says("note", "process-variables", "process", &words);
+    }
+    assert!(!visit.report.to_string().contains("5ec2e7"), "{:#}", visit.report);
+    for name in variables {
+        let visit = Visit::pay(&ground, &[], |command| {
+            command.env(name, &token);
+        });
+        assert!(!visit.report.to_string().contains("5ec2e7"), "{name}: {:#}", visit.report);
+        assert!(visit.code == 1, "{name}: {:#}", visit.report);
+    }
+    for name in &variables[..2] {
+        let output = ground.authsock(["whoami"]).env(name, &token).output().unwrap();
+        assert!(!text_of(&output).contains("5ec2e7") && !output.status.success(), "{}", text_of(&output));
+    }
+}
+
+#[test]
+fn at_the_machine_s_daemon_a_process_has_its_own_user_s_token_and_not_that_of_who_looks() {
+    if skip_unless(is_root(), "mounting needs root") {
+        return;
+    }
+    let mut ground = with_token();
+    let prepare = format!(
+        "mount -t tmpfs -o mode=755 none /run && mkdir -p -m 711 /run/authsock/users/{STRANGER} && chmod 711 /run/authsock /run/authsock/users && echo >/run/authsock/users/{STRANGER}/token && chown {STRANGER} /run/authsock/users/{STRANGER}/token && echo >/run/authsock/token && chmod 600 /run/authsock/token /run/authsock/users/{STRANGER}/token && mkfifo -m 666 /run/ready"
+    );
+    let become_user = format!("setpriv --reuid={STRANGER} --regid={STRANGER} --clear-groups");
+    let run = format!(
+        "{{ {become_user} sh -c \"echo >/run/ready; exec sleep 600\" & pid=$!; read ready </run/ready; {AUTHSOCK} \"$@\" --pid $pid; code=$?; kill $pid; exit $code; }}"
+    );
+    confine(&mut ground, &prepare, &run);
+    let visit = Visit::pay(&ground, &["--system"], |_| {});
+    visit.names("problem", "process-user", "process");
+    assert!(!visit.has("process-token-forbidden"), "{:#}", visit.report);
+}
+
+#[test]
+fn a_link_in_a_container_leads_where_it_leads_there() {
+    if skip_unless(is_root(), "mounting needs root") {
+        return;
+    }
+    let ground = with_token();
+    let (link, mounted) = (ground.root().join("link"), ground.root().join("mounted"));
+    std::fs::create_dir(&mounted).unwrap();
+    symlink(mounted.join("inside"), &link).unwrap();
+    let prepare = "mount -t tmpfs none $MOUNTED && mkdir $MOUNTED/inside && echo >$AUTHSOCK_TOKEN_FILE";
+    let sleeper = Sleeper::elsewhere(&ground, prepare, |command| {
+        command.env("MOUNTED", &mounted).env("AUTHSOCK_TOKEN_FILE", link.join("token"));
+    });
+    let visit = Visit::pay(&ground, &["--pid", &sleeper.pid()], |_| {});
+    visit.names("note", "process-namespace", "process");
+    assert!(!visit.has("process-token-missing"), "{:#}", visit.report);
+}
+
+#[test]
+fn a_path_that_a_process_names_is_looked_for_in_its_own_directory() {
+    let ground = with_token();
+    for (name, is_there) in [("authsock/token", true), ("authsock/other", false)] {
+        let sleeper = Sleeper::start(&ground, |command| {
+            command.env("AUTHSOCK_TOKEN_FILE", name).current_dir(ground.runtime());
+        });
+        let visit = Visit::pay(&ground, &["--pid", &sleeper.pid()], |_| {});
+        assert_eq!(visit.has("process-token-missing"), !is_there, "{name}: {:#}", visit.report);
     }
 }
 
