@@ -524,13 +524,8 @@ pub fn examine_passage(path: &Path, owner: u32) -> Result<(), Unusable> {
 pub fn noted_holder(path: &Path) -> Option<u32> {
     /// A pid and a line end, with room to spare.
     const NOTE_MAX: u64 = 32;
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let fd = fcntl::open(path, flags, Mode::empty()).ok()?;
-    if file_type(&stat::fstat(&fd).ok()?) != SFlag::S_IFREG {
-        return None;
-    }
     let mut note = String::new();
-    File::from(fd).take(NOTE_MAX).read_to_string(&mut note).ok()?;
+    open_regular(path).ok()?.take(NOTE_MAX).read_to_string(&mut note).ok()?;
     note.trim().parse().ok()
 }
 
