@@ -167,6 +167,9 @@ impl Failure {
     fn hint(&self, route: &Route) -> &'static str {
         match self.code() {
             Some("unavailable") => route.look(),
+            Some("peer_denied") if matches!(route, Route::System(_)) => {
+                "; root admits users in /etc/authsock/config.toml (`authsock --system doctor` says more)"
+            }
             Some("binding") => {
                 "; a session's token is good for the processes of its session, and the owner's only outside of sessions"
             }
@@ -514,5 +517,32 @@ impl Talk {
                 Err(_) => return Ok(None),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::auth::RefusalBrief;
+
+    #[test]
+    fn who_is_not_admitted_by_the_machine_s_daemon_hears_who_admits() {
+        let refused = |route| {
+            let brief = RefusalBrief {
+                code: "peer_denied".to_owned(),
+                message: String::new(),
+                supported: Vec::new(),
+            };
+            let failure = Failure::Refused { brief, genuine: false };
+            ConnectError::Handshake { failure, route }.to_string()
+        };
+        assert!(
+            refused(Route::System("/run/s".into()))
+                .contains("root admits users in /etc/authsock/config.toml")
+        );
+        assert!(
+            !refused(Route::Init("/run/user/7/s".into())).contains("root"),
+            "nobody but this user decides there"
+        );
     }
 }

@@ -44,7 +44,7 @@ pub enum CannotServe {
     #[error("{path} is there, but no authsock.token: LoadCredential=authsock.token: names a directory; name the file that holds the token", path = .0.display())]
     CredentialDirectory(PathBuf),
     /// Another daemon has the state directory.
-    #[error("another daemon{} has the state directory {path}; it would not retire{advice}", .holder.map(|pid| format!(" (process {pid})")).unwrap_or_default(), path = path.display())]
+    #[error("another daemon{} has the state directory {path}{advice}", .holder.map(|pid| format!(" (process {pid})")).unwrap_or_default(), path = path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
@@ -200,14 +200,19 @@ async fn take_lock(
     if let Some(lock) = state.try_lock(place::LOCK_FILE)? {
         return Ok(lock);
     }
-    let mut advice = String::new();
+    let mut advice = match starter {
+        Starter::Init => "; it does not end, and is not one that could be asked to: see who it is, and stop it".to_owned(),
+        // Had its socket been where clients look, none would have been started.
+        _ => "; the file of its socket is not where clients look: `systemctl --user restart authsock.socket` if systemd started it; `authsock doctor` says more".to_owned(),
+    };
     if starter == Starter::Init && !places.is_system() {
         match ask_to_retire(places).await {
             Ok(()) => {
                 tracing::info!(authsock_event = "takeover", "a daemon that a client had started retires");
                 patience = LOCK_TIMEOUT;
+                advice = "; it was asked to retire, and has not ended yet".to_owned();
             }
-            Err(reason) => advice = format!(" ({reason})"),
+            Err(reason) => advice = format!("; it would not retire ({reason})"),
         }
     }
     let deadline = Instant::now() + patience;

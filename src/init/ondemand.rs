@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -107,6 +108,27 @@ pub fn start(
         Err(error) => return Err(error.into()),
     }
     let listener = socket::listen_private(&path).map_err(failed("make the socket"))?;
+    let inode = socket::inode_at(path.as_path());
+    let done = start_on(listener, places, exe, config, env, patience);
+    // What nobody will ever listen on would look like a daemon that was killed. One that is only slow keeps its own.
+    if done.as_ref().is_err_and(|error| !matches!(error, CannotStart::Silent))
+        && inode.is_some()
+        && socket::inode_at(path.as_path()) == inode
+    {
+        let _ = std::fs::remove_file(path.as_path());
+    }
+    done
+}
+
+/// Starts a daemon on a socket that was just made for it, and waits until it serves or has said why not.
+fn start_on(
+    listener: UnixListener,
+    places: &Places,
+    exe: &Path,
+    config: Option<&Path>,
+    env: Env<'_>,
+    patience: Duration,
+) -> Result<(), CannotStart> {
     let (reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
     let mut arguments: Vec<&OsStr> = vec!["authsock".as_ref(), "serve".as_ref(), "--on-demand".as_ref()];
     if let Some(config) = config {
