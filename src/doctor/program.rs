@@ -5,7 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::report::{Id, InArea};
-use crate::kernel::dir::{self, own_uid};
+use crate::kernel::dir::own_uid;
+use crate::kernel::path::refuse_replaceable;
 use crate::kernel::process::Pid;
 use crate::kernel::survey;
 use crate::place::Places;
@@ -69,7 +70,7 @@ fn hidden(path: &Path, facts: &Facts) -> Option<&'static str> {
 
 /// Why somebody else than the daemon's user and root could replace the program, if somebody could.
 fn replaceable(real: &Path, places: &Places) -> Option<String> {
-    if let Err(unusable) = dir::refuse_replaceable(real) {
+    if let Err(unusable) = refuse_replaceable(real) {
         return Some(unusable.to_string());
     }
     // What this user may replace is not safe for the daemon of root's.

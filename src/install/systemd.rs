@@ -236,7 +236,8 @@ impl Setup {
             reload && command.is_some_and(|command| !command.contains(&path))
         });
         let process = service.get("MainPID").and_then(|pid| pid.parse().ok()).filter(|pid| *pid != 0);
-        let is_replaced = program.or(packaged).is_some_and(|program| {
+        // A package restarts its own, and may start it by a script or through a wrapper.
+        let is_replaced = program.is_some_and(|program| {
             process.is_some_and(|process| survey::runs(Pid(process), &program) == Some(false))
         });
         if runs && (has_moved || is_replaced) {
