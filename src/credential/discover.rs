@@ -112,8 +112,11 @@ pub enum NoToken {
     /// The owner's file cannot be used.
     #[error("{0} (the owner's token; {variable} says where it is looked for)", variable = var::XDG_RUNTIME_DIR)]
     Owner(BadTokenFile),
-    /// There is no owner's file: no daemon has made one yet.
-    #[error("there is no token yet at {}: no daemon has run", .0.display())]
+    /// The file that the daemon of the whole machine made for this user cannot be used.
+    #[error("{0} (this user's token at the daemon of the whole machine)")]
+    AtTheMachine(BadTokenFile),
+    /// There is no such file: no daemon has made one yet, or it was removed.
+    #[error("there is no token at {}: no daemon has made one there, or it was removed", .0.display())]
     NotYet(PathBuf),
 }
 
@@ -196,6 +199,7 @@ pub fn owner(places: &Places) -> Result<Found, NoToken> {
     match file::read_as_client(&path) {
         Ok(token) => Ok(Found { token, source: Source::Owner(path) }),
         Err(BadTokenFile::Unusable(unusable)) if unusable.is_missing() => Err(NoToken::NotYet(path)),
+        Err(problem) if places.is_system() => Err(NoToken::AtTheMachine(problem)),
         Err(problem) => Err(NoToken::Owner(problem)),
     }
 }

@@ -8,7 +8,7 @@ use super::report::{Id, InArea};
 use super::socket::Seen;
 use super::surroundings::AHEAD;
 use super::systemd::Units;
-use super::token::Credential;
+use super::token::{Credential, Running};
 use crate::client::connect::Route;
 use crate::client::{Client, ConnectError, Options};
 use crate::gate::now;
@@ -52,7 +52,7 @@ pub(super) async fn examine(
     let who = match client.call("whoami", None).await {
         Ok(who) => who,
         Err(error) => {
-            area.problem(Id::DaemonUnreachable, path, error.to_string(), restart(&socket.route));
+            area.problem(Id::DaemonUnreachable, path, error.to_string(), unstick(&socket.route));
             return None;
         }
     };
@@ -73,10 +73,32 @@ pub(super) async fn examine(
     Some(sessions)
 }
 
+/// A daemon that is known to run without being asked, by whom it was started.
+pub(super) fn seen_running(places: &Places, socket: &Seen, units: &Units) -> Option<Running> {
+    match socket.route {
+        Route::OnDemand(_) if socket.is_listened_on == Some(true) => Some(Running::OnDemand),
+        // Where systemd cannot be asked, a daemon's lock tells of it.
+        Route::Init(_) if socket.is_usable && units.service_runs.is_none() => {
+            survey::is_locked(&places.state().join(LOCK_FILE)).filter(|held| *held).map(|_| Running::Init)
+        }
+        Route::Init(_) if socket.is_usable && units.is_active => Some(Running::Init),
+        _ => None,
+    }
+}
+
 /// Whether a connection would find a daemon that runs already. Where it would start one, or where
 /// that cannot be known, there is none.
 fn may_connect(area: &mut InArea<'_>, places: &Places, socket: &Seen, units: &Units) -> bool {
     let path = socket.told();
+    if socket.awaits_a_client {
+        area.note(Id::DaemonNotRunning, path, "not running; the first client starts it");
+        return false;
+    }
+    if units.is_restarting && socket.path() == places.init_socket() {
+        let says = "does not run: it ends at once, and systemd starts it again and again";
+        area.note(Id::DaemonNotRunning, path, says);
+        return false;
+    }
     if !socket.is_usable || socket.is_listened_on == Some(false) {
         area.note(Id::DaemonNotRunning, path, "cannot be reached by this socket, so it is not asked");
         return false;
@@ -121,6 +143,11 @@ fn restart(route: &Route) -> String {
     }
 }
 
+/// What to do with one that does not answer: first to learn why, since what fails again is only started again.
+fn unstick(route: &Route) -> String {
+    format!("`authsock logs -n 20` says why; then {}", restart(route))
+}
+
 fn refused(area: &mut InArea<'_>, socket: &Seen, error: &ConnectError) {
     let (path, says) = (socket.path().display(), error.to_string());
     match error {
@@ -140,21 +167,34 @@ fn refused(area: &mut InArea<'_>, socket: &Seen, error: &ConnectError) {
             Some("version") => {
                 area.problem(Id::VersionDiffers, path, says, format!("upgrade the older side; then {}", restart(&socket.route)));
             }
-            Some("binding") => area.problem(
+            Some("binding") => {
+                let is_system = matches!(socket.route, Route::System(_));
+                let hidden = survey::hidepid(is_system).filter(|hidden| hidden.blinds);
+                let remedy = match hidden {
+                    Some(hidden) => format!(
+                        "/proc is mounted with hidepid={}, so the daemon can place nobody outside of a session while one lives: {}",
+                        hidden.option,
+                        super::kernel::show_processes(is_system)
+                    ),
+                    None => "this process is not where its token is good: use the token of its own session (AUTHSOCK_TOKEN_FILE), or start it with `authsock run`".to_owned(),
+                };
+                area.problem(Id::DaemonRefused, path, says, remedy);
+            }
+            Some("peer_denied") if matches!(socket.route, Route::System(_)) => area.problem(
                 Id::DaemonRefused,
                 path,
                 says,
-                "this process is not where its token is good: use the token of its own session (AUTHSOCK_TOKEN_FILE), or start it with `authsock run`",
+                "root admits users in /etc/authsock/config.toml, under [policy]: users or groups",
             ),
             _ => area.problem(
                 Id::DaemonRefused,
                 path,
                 says,
-                "the daemon's log has the reason: journalctl --user -u authsock.service, or ~/.local/state/authsock/log",
+                "the daemon's log has the reason: authsock logs -n 20",
             ),
         },
         ConnectError::Timeout(..) | ConnectError::Lost(_) => {
-            area.problem(Id::DaemonUnreachable, path, says, restart(&socket.route));
+            area.problem(Id::DaemonUnreachable, path, says, unstick(&socket.route));
         }
         _ => area.problem(Id::DaemonUnreachable, path, says, "mend what it names"),
     }

@@ -5,8 +5,18 @@ use std::path::Path;
 use super::report::{Id, InArea};
 use crate::kernel::process::{Pid, Process};
 use crate::kernel::survey;
+use crate::place::Places;
 
-pub(super) fn examine(area: &mut InArea<'_>) {
+/// What makes /proc show a daemon the processes that it must walk up.
+pub(super) fn show_processes(is_system: bool) -> &'static str {
+    if is_system {
+        "mount /proc with hidepid=0, or without gid= (in /etc/fstab, or `mount -o remount,hidepid=0 /proc`)"
+    } else {
+        "mount /proc with hidepid=0, or with gid= of a group that the user is in (in /etc/fstab, or `mount -o remount,hidepid=0 /proc`)"
+    }
+}
+
+pub(super) fn examine(area: &mut InArea<'_>, places: &Places) {
     #[cfg(target_os = "linux")]
     {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -44,17 +54,24 @@ pub(super) fn examine(area: &mut InArea<'_>) {
                 "mount -t proc proc /proc",
             );
         }
-        if let Some(hidepid) = survey::hidepid() {
-            area.note(
-                Id::Hidepid,
-                "/proc",
-                format!("is mounted with hidepid={hidepid}: of other users' processes nothing can be told"),
+        if let Some(hidden) = survey::hidepid(places.is_system()) {
+            let says = format!(
+                "is mounted with hidepid={}: of other users' processes nothing can be told",
+                hidden.option
             );
+            if hidden.blinds {
+                let says = format!(
+                    "{says}. The daemon cannot walk up to a process's ancestors: while a session lives it can place nobody outside of it, and refuses the owner's token (binding)"
+                );
+                area.warning(Id::Hidepid, "/proc", says, show_processes(places.is_system()));
+            } else {
+                area.note(Id::Hidepid, "/proc", says);
+            }
         }
     }
     #[cfg(not(target_os = "linux"))]
     {
-        let _ = (Process::open(Pid::own()), Path::new("/"), survey::hidepid());
+        let _ = (Process::open(Pid::own()), Path::new("/"), survey::hidepid(places.is_system()));
         area.note(
             Id::NoPeerPidfds,
             std::env::consts::OS,

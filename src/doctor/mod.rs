@@ -4,6 +4,7 @@
 mod daemon;
 mod kernel;
 mod process;
+mod program;
 mod reach;
 mod report;
 mod socket;
@@ -24,23 +25,23 @@ pub use report::{Area, Finding, Id, Level, Report};
 /// Cancel safe: there is nothing to undo.
 pub async fn examine(options: &Options, places: &Places, pid: Option<Pid>) -> Report {
     let mut report = Report::default();
-    surroundings::environment(&mut report.area(Area::Environment), options);
+    surroundings::environment(&mut report.area(Area::Environment), options, places);
     surroundings::directories(&mut report.area(Area::Directories), places);
     let config = surroundings::configuration(&mut report.area(Area::Configuration), options, places);
-    let config = config.unwrap_or_default();
     let socket = socket::examine(&mut report.area(Area::Socket), options, places);
-    let token = token::examine(&mut report.area(Area::Token), options, places);
-    let units = systemd::examine(&mut report.area(Area::Systemd), places).await;
+    let units = systemd::examine(&mut report.area(Area::Systemd), options, places).await;
+    let running = daemon::seen_running(places, &socket, &units);
+    let token = token::examine(&mut report.area(Area::Token), options, places, running);
     let mut area = report.area(Area::Daemon);
     let sessions = daemon::examine(&mut area, options, places, &socket, &units, token).await;
-    kernel::examine(&mut report.area(Area::Kernel));
+    kernel::examine(&mut report.area(Area::Kernel), places);
     if let Some(pid) = pid {
         let mut area = report.area(Area::Process);
-        process::examine(&mut area, pid, &config, places, socket.path(), sessions.as_deref());
+        process::examine(&mut area, pid, config.as_ref(), places, socket.path(), sessions.as_deref());
     }
     if places.is_system() {
         if pid.is_none() {
-            process::examine_own_user(&mut report.area(Area::Process), &config);
+            process::examine_own_user(&mut report.area(Area::Process), config.as_ref());
         }
         report.is_of_the_machine_s_units();
     }

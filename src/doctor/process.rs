@@ -18,7 +18,7 @@ use crate::place::Places;
 pub(super) fn examine(
     area: &mut InArea<'_>,
     pid: Pid,
-    config: &Config,
+    config: Option<&Config>,
     places: &Places,
     socket: &Path,
     sessions: Option<&[Value]>,
@@ -68,15 +68,23 @@ pub(super) fn examine(
 }
 
 /// Whether its user is let in, as the gate decides.
-fn user(area: &mut InArea<'_>, subject: &str, credentials: &Credentials, config: &Config) {
+fn user(area: &mut InArea<'_>, subject: &str, credentials: &Credentials, config: Option<&Config>) {
     let (uid, ours) = (credentials.uid, own_uid());
     if uid == overflow_uid() {
         let says = format!(
             "its uid {uid} stands for all users without a number here, so it is refused (peer_denied)"
         );
         area.problem(Id::ProcessUser, subject, says, "map its user into this user namespace");
-    } else if uid == ours || (uid == 0 && config.allow_root) {
+    } else if uid == ours {
         area.ok(Id::ProcessUser, subject, format!("uid {uid} is let in by a daemon of uid {ours}"));
+    } else if uid == 0 && config.is_some_and(|config| config.allow_root) {
+        area.ok(Id::ProcessUser, subject, "uid 0 is let in: by the file policy.allow_root is set");
+    } else if uid == 0 && config.is_none() {
+        area.note(
+            Id::ProcessUser,
+            subject,
+            "whether uid 0 is let in is not known, since the configuration (policy.allow_root) cannot be used",
+        );
     } else if uid == 0 {
         let says = format!("uid 0 is not uid {ours}, so it is refused before a byte is read (peer_denied)");
         area.problem(
@@ -99,14 +107,19 @@ fn user(area: &mut InArea<'_>, subject: &str, credentials: &Credentials, config:
 
 /// Whether the user who asks is let in by the daemon of the whole machine. One who is not has no
 /// token by which the daemon itself could be asked.
-pub(super) fn examine_own_user(area: &mut InArea<'_>, config: &Config) {
+pub(super) fn examine_own_user(area: &mut InArea<'_>, config: Option<&Config>) {
     if let Some(credentials) = survey::credentials(Pid::own()) {
         user_of_the_machine(area, &format!("process {}", Pid::own()), &credentials, config);
     }
 }
 
 /// The same for the daemon of the whole machine, which goes by its policy.
-fn user_of_the_machine(area: &mut InArea<'_>, subject: &str, credentials: &Credentials, config: &Config) {
+fn user_of_the_machine(
+    area: &mut InArea<'_>,
+    subject: &str,
+    credentials: &Credentials,
+    config: Option<&Config>,
+) {
     let uid = credentials.uid;
     let is_in = |names: &[Account], numbers: &[u32], look_up: fn(&str) -> std::io::Result<Option<u32>>| {
         names.iter().any(|account| match account {
@@ -115,14 +128,25 @@ fn user_of_the_machine(area: &mut InArea<'_>, subject: &str, credentials: &Crede
         })
     };
     if uid == 0 {
-        area.ok(Id::ProcessUser, subject, "root is let in by the daemon of the whole machine");
-    } else if is_in(&config.users, &[uid], accounts::uid_of) {
-        area.ok(Id::ProcessUser, subject, format!("uid {uid} is let in: it is in policy.users"));
+        return area.ok(Id::ProcessUser, subject, "root is let in by the daemon of the whole machine");
+    }
+    let Some(config) = config else {
+        let says = format!(
+            "whether uid {uid} is let in is not known: that is for policy.users and policy.groups of a configuration that cannot be used here"
+        );
+        return area.note(Id::ProcessUser, subject, says);
+    };
+    if is_in(&config.users, &[uid], accounts::uid_of) {
+        area.ok(Id::ProcessUser, subject, format!("uid {uid} is let in: by the file it is in policy.users"));
     } else if is_in(&config.groups, &credentials.groups, accounts::gid_of) {
-        area.ok(Id::ProcessUser, subject, format!("uid {uid} is let in: it is in a group of policy.groups"));
+        area.ok(
+            Id::ProcessUser,
+            subject,
+            format!("uid {uid} is let in: by the file it is in a group of policy.groups"),
+        );
     } else {
         let says = format!(
-            "uid {uid} is in neither policy.users nor policy.groups, so it is refused before a byte is read (peer_denied)"
+            "by the file uid {uid} is in neither policy.users nor policy.groups, so it is refused before a byte is read (peer_denied)"
         );
         let remedy = "name the user, or a group of the user's, in /etc/authsock/config.toml, then `systemctl reload authsock`; a group that was joined lately counts from the next login on";
         area.problem(Id::ProcessUser, subject, says, remedy);

@@ -122,6 +122,7 @@ ids! {
     StaleSocket = "stale-socket",
     Token = "token",
     TokenNotYet = "token-not-yet",
+    TokenGone = "token-gone",
     TokenInVariable = "token-in-variable",
     TokenMissing = "token-missing",
     TokenUnreadable = "token-unreadable",
@@ -147,8 +148,13 @@ ids! {
     UnitStopped = "unit-stopped",
     UnitDisabled = "unit-disabled",
     UnitChanged = "unit-changed",
+    UnitRestarting = "unit-restarting",
     UnitStatus = "unit-status",
     ProgramMissing = "program-missing",
+    ProgramHidden = "program-hidden",
+    ProgramReplaceable = "program-replaceable",
+    ProgramReplaced = "program-replaced",
+    ConfigurationUnread = "configuration-unread",
     SocketFileGone = "socket-file-gone",
     SocketFileReplaced = "socket-file-replaced",
     NoLinger = "no-linger",
@@ -215,10 +221,21 @@ pub struct Report {
 }
 
 impl Report {
-    /// What is said of units is worded for a user's own; the machine's are told of without `--user`.
+    /// What is said of units and commands is worded for a user's own daemon; the machine's is told of without `--user`,
+    /// and asked with `--system`.
     pub(super) fn is_of_the_machine_s_units(&mut self) {
+        /// What is said of a user's daemon, and what of the machine's.
+        const WORDS: [(&str, &str); 7] = [
+            ("systemctl --user", "systemctl"),
+            ("systemd-analyze --user", "systemd-analyze"),
+            ("the user's manager", "the machine's manager"),
+            ("authsock token", "authsock --system token"),
+            ("authsock logs", "authsock --system logs"),
+            ("authsock session", "authsock --system session"),
+            ("authsock install`", "sudo authsock install --system`"),
+        ];
         let reworded = |words: &str| {
-            words.replace("systemctl --user", "systemctl").replace("journalctl --user", "journalctl")
+            WORDS.iter().fold(words.to_owned(), |words, (user, machine)| words.replace(user, machine))
         };
         for finding in &mut self.findings {
             finding.subject = reworded(&finding.subject);

@@ -24,6 +24,8 @@ pub(super) struct Seen {
     pub(super) is_usable: bool,
     /// Whether somebody listens there; `None` where that cannot be seen from here.
     pub(super) is_listened_on: Option<bool>,
+    /// Whether none runs because no client has needed one yet: the first one starts it.
+    pub(super) awaits_a_client: bool,
 }
 
 impl Seen {
@@ -41,7 +43,7 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
     let route = connect::route(places, options.socket.as_deref());
     let variable = discover::trusted_env(var::SOCKET);
     let by_variable = options.socket.is_none() && variable.is_some();
-    let mut seen = Seen { route, is_usable: false, is_listened_on: Some(false) };
+    let mut seen = Seen { route, is_usable: false, is_listened_on: Some(false), awaits_a_client: false };
     let path = seen.told();
     let why = match &seen.route {
         Route::Named(_) if options.socket.is_some() => "named by --socket".to_owned(),
@@ -76,6 +78,8 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
         var::SOCKET,
         var::TOKEN_FILE
     );
+    // Where an init system listens, sessions outlive the daemon.
+    let is_session_s = by_variable && matches!(seen.route, Route::Named(_) | Route::OnDemand(_));
     let begin = "systemctl --user start authsock.socket; see `systemctl --user status authsock.socket authsock.service`. If authsock is not installed any more, remove the file";
     let looked = match seen.route {
         Route::System(_) => CheckedSocket::look_at_root_s(&checked),
@@ -87,11 +91,24 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
             let says = problem.to_string();
             match &problem {
                 BadSocket::Missing(_) if may_start => {
+                    seen.awaits_a_client = true;
                     area.note(Id::SocketMissing, &path, "no daemon runs; the first client starts one");
                 }
-                BadSocket::Missing(_) if by_variable => {
+                BadSocket::Missing(_) if is_session_s => {
                     let says = format!("{} names a socket that does not exist: the daemon of this session is gone, and the session with it", var::SOCKET);
                     area.problem(Id::StaleSocket, &path, says, stale);
+                }
+                BadSocket::Missing(_) if matches!(seen.route, Route::System(_)) => {
+                    let remedy = "sudo authsock install --system; if it is installed, sudo systemctl start authsock.socket";
+                    area.problem(Id::SocketMissing, &path, says, remedy);
+                }
+                BadSocket::Missing(_) if matches!(seen.route, Route::Init(_)) => {
+                    let remedy = format!(
+                        "systemctl --user restart authsock.socket; if authsock is not installed any more, unset {} and {}",
+                        var::SOCKET,
+                        var::TOKEN_FILE
+                    );
+                    area.problem(Id::SocketMissing, &path, says, remedy);
                 }
                 BadSocket::Missing(_) => {
                     area.problem(Id::SocketMissing, &path, says, "name the socket of a daemon that runs, or none");
@@ -123,6 +140,15 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
             return seen;
         }
     }
+    if !survey::may_write(seen.path()) {
+        let says = "it is there, but this user may not write it, which is to connect (EACCES): its SocketMode= or SocketGroup= keeps this user out";
+        let remedy = match seen.route {
+            Route::System(_) => JOIN_ITS_GROUP,
+            _ => "run as the user whose daemon it is, or chmod u+w it if that is you",
+        };
+        area.problem(Id::SocketForbidden, &path, says, remedy);
+        return seen;
+    }
     seen.is_usable = true;
     seen.is_listened_on = match survey::is_listened_on(seen.path()) {
         Some(false) if survey::is_mount_point(seen.path()) => None,
@@ -139,12 +165,12 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
             &path,
             "a good socket; who listens cannot be seen from here without connecting, which could start a daemon",
         ),
-        Some(false) if may_start => area.note(
-            Id::SocketLeftBehind,
-            &path,
-            "left behind by a daemon that was killed; the next client replaces it",
-        ),
-        Some(false) if by_variable => {
+        Some(false) if may_start => {
+            seen.awaits_a_client = true;
+            let says = "left behind by a daemon that was killed or could not start; the next client replaces it";
+            area.note(Id::SocketLeftBehind, &path, says);
+        }
+        Some(false) if is_session_s => {
             let says = format!("{} names a socket on which nobody listens: the daemon of this session is gone, and the session with it", var::SOCKET);
             area.problem(Id::StaleSocket, &path, says, stale);
         }

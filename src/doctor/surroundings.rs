@@ -1,5 +1,6 @@
 //! What a client finds around it: variables, directories, space, the clock, the configuration.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -14,7 +15,7 @@ use crate::place::{Places, process_env, var};
 /// How far ahead of the clock a file or a session may seem to be: file systems round, clocks are set.
 pub(super) const AHEAD: Duration = Duration::from_secs(5);
 
-pub(super) fn environment(area: &mut InArea<'_>, options: &Options) {
+pub(super) fn environment(area: &mut InArea<'_>, options: &Options, places: &Places) {
     if runs_with_foreign_environment() {
         area.warning(
             Id::SetId,
@@ -35,24 +36,9 @@ pub(super) fn environment(area: &mut InArea<'_>, options: &Options) {
             "leave one set",
         );
     }
-    match process_env(var::XDG_RUNTIME_DIR) {
-        Some(value) if !Path::new(&value).is_absolute() => area.warning(
-            Id::RuntimeRelative,
-            var::XDG_RUNTIME_DIR,
-            "is no absolute path, so it is ignored (XDG Base Directory Specification)",
-            "set it to /run/user/UID, or unset it",
-        ),
-        None if cfg!(target_os = "linux") => area.warning(
-            Id::RuntimeUnset,
-            var::XDG_RUNTIME_DIR,
-            "is not set; clients and daemons that have it set elsewhere look in other places than this one",
-            format!(
-                "export {}=/run/user/{} (pam_systemd sets it at login; su and cron do not)",
-                var::XDG_RUNTIME_DIR,
-                own_uid()
-            ),
-        ),
-        _ => {}
+    // The machine's daemon has nothing in it.
+    if !places.is_system() {
+        runtime_variable(area, places);
     }
     if process_env(var::HOME).is_none_or(|home| !Path::new(&home).is_absolute()) {
         area.warning(
@@ -64,7 +50,51 @@ pub(super) fn environment(area: &mut InArea<'_>, options: &Options) {
     }
 }
 
+/// What follows from the variable that says where the runtime directory is.
+fn runtime_variable(area: &mut InArea<'_>, places: &Places) {
+    let usual = format!("/run/user/{}", own_uid());
+    match process_env(var::XDG_RUNTIME_DIR) {
+        Some(value) if !Path::new(&value).is_absolute() => area.warning(
+            Id::RuntimeRelative,
+            var::XDG_RUNTIME_DIR,
+            "is no absolute path, so it is ignored (XDG Base Directory Specification)",
+            "set it to /run/user/UID, or unset it",
+        ),
+        None if !cfg!(target_os = "linux") => {}
+        None if places.runtime() == Path::new(&usual) => area.note(
+            Id::RuntimeUnset,
+            var::XDG_RUNTIME_DIR,
+            format!("is not set; {usual} is used, as in a login"),
+        ),
+        None if !Path::new(&usual).exists() => area.note(
+            Id::RuntimeUnset,
+            var::XDG_RUNTIME_DIR,
+            format!(
+                "is not set, and there is no {usual} (this user has no login): {} is used instead",
+                places.runtime().display()
+            ),
+        ),
+        None => area.warning(
+            Id::RuntimeUnset,
+            var::XDG_RUNTIME_DIR,
+            format!(
+                "is not set, and {usual} is not yours alone, so {} is used: clients and daemons that have it set look in other places",
+                places.runtime().display()
+            ),
+            format!("find out who made {usual}; chmod 700 it if it is yours, and export {}={usual}", var::XDG_RUNTIME_DIR),
+        ),
+        Some(_) => {}
+    }
+}
+
 pub(super) fn directories(area: &mut InArea<'_>, places: &Places) {
+    if !places.is_system() {
+        runtime_directory(area, places);
+    }
+    state_directory(area, places);
+}
+
+fn runtime_directory(area: &mut InArea<'_>, places: &Places) {
     let runtime = places.runtime();
     match Dir::open(runtime, own_uid()) {
         Ok(_) => {
@@ -82,11 +112,23 @@ pub(super) fn directories(area: &mut InArea<'_>, places: &Places) {
                 );
             }
         }
-        Err(unusable) if unusable.is_missing() => area.note(
-            Id::RuntimeMissing,
-            runtime.display(),
-            "the runtime directory does not exist; the first client makes it, if it may",
-        ),
+        Err(unusable) if unusable.is_missing() => {
+            let above = runtime.ancestors().skip(1).find(|path| path.exists()).unwrap_or(runtime);
+            if survey::may_write(above) {
+                let says = "the runtime directory does not exist; the first client makes it";
+                area.note(Id::RuntimeMissing, runtime.display(), says);
+            } else {
+                let says = format!(
+                    "the runtime directory does not exist, and this user may not make it in {}",
+                    above.display()
+                );
+                let remedy = format!(
+                    "log in (loginctl enable-linger makes it at boot), or unset {}",
+                    var::XDG_RUNTIME_DIR
+                );
+                area.problem(Id::RuntimeMissing, runtime.display(), says, remedy);
+            }
+        }
         Err(unusable) => {
             let says = format!("{unusable} (the runtime directory)");
             let remedy = format!(
@@ -102,6 +144,9 @@ pub(super) fn directories(area: &mut InArea<'_>, places: &Places) {
             }
         }
     }
+}
+
+fn state_directory(area: &mut InArea<'_>, places: &Places) {
     let state = places.state();
     // The machine's is root's: others pass through it without seeing what is there.
     let looked = if places.is_system() && own_uid() != 0 {
@@ -198,6 +243,18 @@ pub(super) fn configuration(area: &mut InArea<'_>, options: &Options, places: &P
                     unusable.to_string(),
                     format!("chmod go-w {}", unusable.path.display()),
                 ),
+                // The daemon goes by it, and who comes to the daemon need not know it.
+                Problem::Io { ref source, .. }
+                    if source.kind() == ErrorKind::PermissionDenied
+                        && given.is_none()
+                        && places.is_system() =>
+                {
+                    area.note(
+                        Id::ConfigurationUnusable,
+                        subject,
+                        "this user may not read it (EACCES); root reads it, and so does the daemon",
+                    );
+                }
                 _ => area.problem(
                     Id::ConfigurationUnusable,
                     subject,

@@ -1,28 +1,34 @@
 //! What systemd says of the units: asked with a deadline and without a shell, through the user manager's own socket; it starts nothing.
 
 use std::collections::HashMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use super::program;
 use super::report::{Id, InArea};
+use crate::client::Options;
 use crate::kernel::dir::{own_uid, runs_with_foreign_environment};
+use crate::kernel::process::Pid;
 use crate::kernel::survey;
-use crate::place::{Places, var};
+use crate::place::{Places, process_env, var};
 
 /// How long systemctl may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 const SOCKET: &str = "authsock.socket";
 const SERVICE: &str = "authsock.service";
 /// What is asked of each unit.
-const PROPERTIES: &str = "Id,LoadState,LoadError,ActiveState,SubState,UnitFileState,Result,StatusText,ExecStart,NeedDaemonReload,ActiveEnterTimestampMonotonic,Listen";
+const PROPERTIES: &str = "Id,LoadState,LoadError,ActiveState,SubState,UnitFileState,Result,StatusText,ExecStart,NeedDaemonReload,ActiveEnterTimestampMonotonic,StateChangeTimestampMonotonic,Listen,MainPID,NRestarts,ProtectHome,PrivateTmp";
 
 /// What decides whether a connection would start a daemon.
 #[derive(Debug, Default)]
 pub(super) struct Units {
     /// Whether the service runs; `None` where systemd cannot be asked or has no such unit.
     pub(super) service_runs: Option<bool>,
+    /// Whether the service has been ready, and still runs.
+    pub(super) is_active: bool,
+    /// Whether the service ends at once, and systemd starts it again and again.
+    pub(super) is_restarting: bool,
     /// Where the socket unit listens, as systemctl words it.
     listen: String,
 }
@@ -41,7 +47,7 @@ fn is_among(listen: &str, path: &Path) -> bool {
 
 type Unit = HashMap<String, String>;
 
-pub(super) async fn examine(area: &mut InArea<'_>, places: &Places) -> Units {
+pub(super) async fn examine(area: &mut InArea<'_>, options: &Options, places: &Places) -> Units {
     if !cfg!(target_os = "linux") {
         return Units::default();
     }
@@ -54,10 +60,15 @@ pub(super) async fn examine(area: &mut InArea<'_>, places: &Places) -> Units {
         );
         return Units::default();
     }
-    let units = match ask(places.is_system()).await {
+    let units = match ask(places).await {
         Ok(units) => units,
         Err(Silent::NotInstalled) => {
-            area.note(Id::SystemdAbsent, "systemctl", "is not installed here; daemons are started on demand");
+            let says = if places.is_system() {
+                "is not installed here, so nothing starts the daemon of the whole machine"
+            } else {
+                "is not installed here; daemons are started on demand"
+            };
+            area.note(Id::SystemdAbsent, "systemctl", says);
             return Units::default();
         }
         Err(Silent::Said(words)) => {
@@ -78,7 +89,12 @@ pub(super) async fn examine(area: &mut InArea<'_>, places: &Places) -> Units {
     let (socket, service) = (units.get(SOCKET).unwrap_or(&empty), units.get(SERVICE).unwrap_or(&empty));
     let is_absent = |unit: &Unit| matches!(get(unit, "LoadState"), "not-found" | "");
     if is_absent(socket) && is_absent(service) {
-        area.note(Id::UnitsAbsent, SOCKET, "is not installed; daemons are started on demand");
+        let says = if places.is_system() {
+            "is not installed, and no client starts a daemon of the whole machine: sudo authsock install --system"
+        } else {
+            "is not installed; daemons are started on demand"
+        };
+        area.note(Id::UnitsAbsent, SOCKET, says);
         return Units::default();
     }
     for (name, unit) in [(SOCKET, socket), (SERVICE, service)] {
@@ -88,7 +104,8 @@ pub(super) async fn examine(area: &mut InArea<'_>, places: &Places) -> Units {
         examine_socket(area, socket, places);
     }
     if get(service, "LoadState") == "loaded" {
-        examine_service(area, service);
+        examine_service(area, service, places);
+        examine_configuration(area, service, options, places);
     }
     if let Some(user) = survey::user_name(own_uid()).filter(|_| !places.is_system())
         && !survey::lingers(&user)
@@ -99,9 +116,15 @@ pub(super) async fn examine(area: &mut InArea<'_>, places: &Places) -> Units {
             "does not linger: with the last logout the runtime directory goes, and the token and all sessions with it (loginctl enable-linger keeps them)",
         );
     }
+    let (state, is_restarting) = (get(service, "ActiveState"), is_restarting(service));
     // One that is about to end would be started again.
-    let runs = ["active", "reloading", "activating"].contains(&get(service, "ActiveState"));
-    Units { service_runs: Some(runs), listen: get(socket, "Listen").to_owned() }
+    let runs = ["active", "reloading", "activating"].contains(&state) && !is_restarting;
+    Units {
+        service_runs: Some(runs),
+        is_active: ["active", "reloading"].contains(&state),
+        is_restarting,
+        listen: get(socket, "Listen").to_owned(),
+    }
 }
 
 /// Why systemd could not be asked.
@@ -110,16 +133,20 @@ enum Silent {
     Said(String),
 }
 
-async fn ask(is_system: bool) -> Result<HashMap<String, Unit>, Silent> {
+async fn ask(places: &Places) -> Result<HashMap<String, Unit>, Silent> {
     let mut command = tokio::process::Command::new("systemctl");
     command
-        .args((!is_system).then_some("--user"))
+        .args((!places.is_system()).then_some("--user"))
         .args(["--no-pager", "show", SOCKET, SERVICE, "-p", PROPERTIES])
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .kill_on_drop(true);
     for name in var::NAMED_SOURCES {
         command.env_remove(name);
+    }
+    // The manager's own socket lies there; su and cron leave the variable out.
+    if process_env(var::XDG_RUNTIME_DIR).is_none() && places.runtime().starts_with("/run/user") {
+        command.env(var::XDG_RUNTIME_DIR, places.runtime());
     }
     let output = match tokio::time::timeout(PATIENCE, command.output()).await {
         Ok(Ok(output)) => output,
@@ -193,8 +220,8 @@ fn examine_unit(area: &mut InArea<'_>, name: &str, unit: &Unit) {
         area.warning(Id::UnitChanged, name, says, "systemctl --user daemon-reload");
     }
     if get(unit, "ActiveState") == "failed" {
-        let (result, look) = (get(unit, "Result"), format!("journalctl --user -u {name}"));
-        let again = format!("see `{look}`, then systemctl --user start {SOCKET}");
+        let result = get(unit, "Result");
+        let again = format!("see `authsock logs -n 20`, then systemctl --user start {SOCKET}");
         match result {
             "trigger-limit-hit" => area.problem(
                 Id::UnitTriggerLimit,
@@ -206,7 +233,7 @@ fn examine_unit(area: &mut InArea<'_>, name: &str, unit: &Unit) {
                 Id::UnitStartLimit,
                 name,
                 format!("has failed ({result}): the daemon was started too often in too short a time"),
-                format!("see `{look}`, then systemctl --user reset-failed {SERVICE} and start {SOCKET}"),
+                format!("see `authsock logs -n 20`, then systemctl --user reset-failed {SERVICE} and start {SOCKET}"),
             ),
             _ => area.problem(Id::UnitFailed, name, format!("has failed ({result})"), again),
         }
@@ -269,18 +296,30 @@ fn examine_socket(area: &mut InArea<'_>, unit: &Unit, places: &Places) {
     }
 }
 
-fn examine_service(area: &mut InArea<'_>, unit: &Unit) {
-    if let Some(program) = program(get(unit, "ExecStart")) {
-        let runs =
-            program.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
-        if !runs {
-            let says = format!("{SERVICE} starts it, and it is not there or cannot be executed");
-            let remedy = format!("install it there, or correct ExecStart= (systemctl --user edit {SERVICE})");
-            area.problem(Id::ProgramMissing, program.display(), says, remedy);
-        }
+/// Whether systemd starts the service again and again: it waits to do so, or is just at it after it did.
+fn is_restarting(service: &Unit) -> bool {
+    let again = get(service, "NRestarts").parse().is_ok_and(|restarts: u32| restarts > 0);
+    get(service, "ActiveState") == "activating"
+        && (get(service, "SubState").starts_with("auto-restart") || again)
+}
+
+fn examine_service(area: &mut InArea<'_>, unit: &Unit, places: &Places) {
+    if let Some(path) = program_of(get(unit, "ExecStart")) {
+        let facts = program::Facts {
+            is_home_hidden: ["yes", "tmpfs"].contains(&get(unit, "ProtectHome")),
+            is_temporary_hidden: !["", "no"].contains(&get(unit, "PrivateTmp")),
+            main: get(unit, "MainPID").parse().ok().filter(|pid| *pid != 0).map(Pid),
+        };
+        program::examine(area, &path, &facts, places);
     }
     match get(unit, "ActiveState") {
         "failed" => {}
+        _ if is_restarting(unit) => area.problem(
+            Id::UnitRestarting,
+            SERVICE,
+            format!("ends at once ({}), and systemd starts it again and again", get(unit, "Result")),
+            "authsock logs -n 20",
+        ),
         state => area.ok(Id::Unit, SERVICE, format!("{state} ({})", get(unit, "SubState"))),
     }
     let status = get(unit, "StatusText");
@@ -289,8 +328,33 @@ fn examine_service(area: &mut InArea<'_>, unit: &Unit) {
     }
 }
 
+/// Whether the daemon that runs has read the configuration as it is now: it does when it starts and when it is told to.
+fn examine_configuration(area: &mut InArea<'_>, unit: &Unit, options: &Options, places: &Places) {
+    /// How much two clocks may seem to differ.
+    const MARGIN: Duration = Duration::from_millis(500);
+    let Some(path) = options.config.as_deref().or(places.config()) else { return };
+    // A reload is a change of state, too.
+    let changed = get(unit, "StateChangeTimestampMonotonic").parse().ok().and_then(survey::since_monotonic);
+    let Some(state_age) = changed.filter(|_| get(unit, "ActiveState") == "active") else { return };
+    let fragments = path.with_file_name("config.d");
+    let inside = std::fs::read_dir(&fragments).into_iter().flatten().flatten().map(|entry| entry.path());
+    let inside = inside.filter(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    let all = [path.to_path_buf(), fragments.clone()].into_iter().chain(inside);
+    let ages = all.filter_map(|path| Some((survey::since_changed(&path)?, path)));
+    if let Some((age, newest)) = ages.min()
+        && age + MARGIN < state_age
+    {
+        area.warning(
+            Id::ConfigurationUnread,
+            newest.display(),
+            format!("has changed since {SERVICE} read it: the daemon goes on by what it read"),
+            format!("systemctl --user try-reload-or-restart {SERVICE}"),
+        );
+    }
+}
+
 /// The program out of `{ path=/usr/bin/authsock ; argv[]=… }`.
-fn program(exec: &str) -> Option<PathBuf> {
+fn program_of(exec: &str) -> Option<PathBuf> {
     let (_, rest) = exec.split_once("path=")?;
     Some(PathBuf::from(rest.split(" ;").next()?.trim()))
 }
@@ -305,7 +369,7 @@ mod tests {
         let units = read(text);
         assert_eq!(get(&units[SOCKET], "LoadState"), "loaded");
         assert_eq!(get(&units[SERVICE], "StatusText"), "a=b");
-        assert_eq!(program(get(&units[SERVICE], "ExecStart")), Some("/usr/bin/authsock".into()));
+        assert_eq!(program_of(get(&units[SERVICE], "ExecStart")), Some("/usr/bin/authsock".into()));
         assert_eq!(get(&units[SERVICE], "Listen"), "");
         for path in ["/run/user/1/authsock.sock", "/run/user/1/other"] {
             assert!(is_among(get(&units[SOCKET], "Listen"), Path::new(path)), "{path}");

@@ -9,6 +9,15 @@ use crate::kernel::dir::{Problem, Unusable};
 use crate::place::{Places, var};
 use crate::secret::file::BadTokenFile;
 
+/// A daemon that is seen to run, by whom it was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Running {
+    /// By the init system.
+    Init,
+    /// By a client.
+    OnDemand,
+}
+
 /// Whether a client would have something to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Credential {
@@ -20,7 +29,13 @@ pub(super) enum Credential {
     None,
 }
 
-pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places) -> Credential {
+/// Looks for the token; `running` is a daemon that is known to run, and that should have made one.
+pub(super) fn examine(
+    area: &mut InArea<'_>,
+    options: &Options,
+    places: &Places,
+    running: Option<Running>,
+) -> Credential {
     let given = options.token_file.as_deref();
     // A descriptor is only read where that takes nothing from whoever shares it.
     let descriptor = discover::trusted_env(var::TOKEN_FD)
@@ -65,11 +80,29 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
     let says = error.to_string();
     match &error {
         NoToken::NotYet(path) => {
-            area.note(
-                Id::TokenNotYet,
-                path.display(),
-                "there is none yet (ENOENT); the daemon makes it when it first starts",
-            );
+            let gone = "is not there (ENOENT), though a daemon runs that made it: somebody removed it";
+            match running {
+                // At the machine's daemon a user's is made at first contact.
+                _ if places.is_system() => area.note(
+                    Id::TokenNotYet,
+                    path.display(),
+                    "there is none yet (ENOENT); the daemon makes it when a user whom it admits first comes",
+                ),
+                None => area.note(
+                    Id::TokenNotYet,
+                    path.display(),
+                    "there is none yet (ENOENT); the daemon makes it when it first starts",
+                ),
+                Some(Running::Init) => {
+                    area.problem(Id::TokenGone, path.display(), gone, "systemctl --user restart authsock.service");
+                }
+                Some(Running::OnDemand) => area.problem(
+                    Id::TokenGone,
+                    path.display(),
+                    gone,
+                    "wait: the daemon notices by itself within 15 seconds, and ends; then run any client, which starts another",
+                ),
+            }
             return Credential::NotYet;
         }
         NoToken::SessionOver { path, .. } => {
@@ -91,9 +124,9 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
                 format!("unset it, or name a file in {}", var::TOKEN_FILE),
             );
         }
-        NoToken::BadFile { problem, .. } | NoToken::Owner(problem) => {
-            bad_file(area, problem, says, matches!(error, NoToken::Owner(_)));
-        }
+        NoToken::BadFile { problem, .. } => bad_file(area, problem, says, Whose::Named),
+        NoToken::Owner(problem) => bad_file(area, problem, says, Whose::Owner),
+        NoToken::AtTheMachine(problem) => bad_file(area, problem, says, Whose::Machine),
     }
     Credential::None
 }
@@ -103,7 +136,18 @@ fn over() -> String {
     format!("start the program again with `authsock run`, or unset {} and {}", var::TOKEN_FILE, var::SOCKET)
 }
 
-fn bad_file(area: &mut InArea<'_>, problem: &BadTokenFile, says: String, is_owner: bool) {
+/// Who keeps a token's file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Somebody named it.
+    Named,
+    /// The user's own daemon made it.
+    Owner,
+    /// The daemon of the whole machine made it.
+    Machine,
+}
+
+fn bad_file(area: &mut InArea<'_>, problem: &BadTokenFile, says: String, whose: Whose) {
     let (path, problem) = match problem {
         BadTokenFile::Unusable(Unusable { path, problem }) => (path, Some(problem)),
         BadTokenFile::NotAToken(path) => (path, None),
@@ -111,20 +155,23 @@ fn bad_file(area: &mut InArea<'_>, problem: &BadTokenFile, says: String, is_owne
         BadTokenFile::NoRandomness(_) => return,
     };
     let subject = path.display().to_string();
-    let renew = if is_owner {
-        "; then `authsock token rotate`, since others may have read it"
-    } else {
-        "; then `authsock token rotate` in its session, since others may have read it"
+    let renew = match whose {
+        Whose::Named => "; then `authsock token rotate` in its session, since others may have read it",
+        Whose::Owner | Whose::Machine => "; then `authsock token rotate`, since others may have read it",
     };
     match problem {
-        None | Some(Problem::TooLarge { .. }) if is_owner => area.problem(
-            Id::TokenGarbage,
-            &subject,
-            says,
-            "restart the daemon: it makes a new one, and every client reads that; sessions are made anew",
-        ),
         None | Some(Problem::TooLarge { .. }) => {
-            area.problem(Id::TokenGarbage, &subject, says, "name a file that holds 64 hexadecimal digits");
+            let remedy = match whose {
+                Whose::Named => "name a file that holds 64 hexadecimal digits".to_owned(),
+                // Nobody could ask a daemon to retire without a token.
+                Whose::Owner => format!(
+                    "rm {subject}: a daemon that runs notices that, and makes room for one that makes a new token; else the first client does"
+                ),
+                Whose::Machine => format!(
+                    "sudo rm {subject}: the daemon makes a new one (the user's at the next contact, its own after it noticed)"
+                ),
+            };
+            area.problem(Id::TokenGarbage, &subject, says, remedy);
         }
         Some(Problem::Missing) => area.problem(
             Id::TokenMissing,

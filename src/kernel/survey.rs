@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::process::Pid;
+use super::process::{Pid, Process};
 use super::socket::inode_at;
 
 /// What a file system has left for this user.
@@ -35,6 +35,14 @@ pub fn descriptor_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }
 
+/// Whether this process may write what lies at `path` (access lists and security modules included): connect to a
+/// socket, make a file in a directory. Whatever else is wrong with the path is no matter of permissions.
+pub fn may_write(path: &Path) -> bool {
+    use nix::fcntl::{AT_FDCWD, AtFlags};
+    use nix::unistd::{AccessFlags, faccessat};
+    faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS) != Err(nix::errno::Errno::EACCES)
+}
+
 /// The name that this machine has for a user.
 pub fn user_name(uid: u32) -> Option<String> {
     nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
@@ -58,6 +66,15 @@ pub fn runs(pid: Pid, path: &Path) -> Option<bool> {
 pub fn since_monotonic(microseconds: u64) -> Option<Duration> {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).ok()?;
     Duration::from(now).checked_sub(Duration::from_micros(microseconds))
+}
+
+/// How long ago what lies at `path` was changed or put there, by the file system's own clock: a file that was written
+/// elsewhere and moved here counts from the move.
+pub fn since_changed(path: &Path) -> Option<Duration> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = path.metadata().ok()?;
+    let changed = Duration::new(meta.ctime().try_into().ok()?, meta.ctime_nsec().try_into().ok()?);
+    (std::time::UNIX_EPOCH + changed).elapsed().ok()
 }
 
 /// Whether one of the kernel's lists has a line; `None` where there is no such list.
@@ -155,12 +172,29 @@ pub fn is_mount_point(path: &Path) -> bool {
     list.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == path))
 }
 
-/// The `hidepid=` option with which /proc is mounted, if it hides anything (proc(5)).
-pub fn hidepid() -> Option<String> {
+/// How /proc is mounted, if it hides processes (proc(5)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hidepid {
+    /// The `hidepid=` option.
+    pub option: String,
+    /// Whether it keeps a daemon from walking up to a process's ancestors: the user's own daemon, or one of root's
+    /// that may not trace others.
+    pub blinds: bool,
+}
+
+/// The `hidepid=` option with which /proc is mounted, if it hides anything from the daemon that is asked about.
+pub fn hidepid(is_system: bool) -> Option<Hidepid> {
     let list = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     let proc = list.lines().rfind(|line| line.split(' ').nth(4) == Some("/proc"))?;
-    let option = proc.split([' ', ',']).find_map(|option| option.strip_prefix("hidepid="))?;
-    (!["0", "off"].contains(&option)).then(|| option.to_owned())
+    let option = |name: &str| proc.split([' ', ',']).find_map(|option| option.strip_prefix(name));
+    let hidden = option("hidepid=").filter(|hidden| !["0", "off"].contains(hidden))?;
+    let blinds = if is_system {
+        // Members of the group 0 see all unless another one is named; nobody does with the last of the options.
+        option("gid=").is_some() || ["4", "ptraceable"].contains(&hidden)
+    } else {
+        Process::open(Pid::own()).and_then(|own| own.walk_up(&mut |_, _| None)).is_err()
+    };
+    Some(Hidepid { option: hidden.to_owned(), blinds })
 }
 
 /// Whose a process is.

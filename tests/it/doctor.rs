@@ -99,6 +99,8 @@ impl Visit {
             let is_fault = ["problem", "warning"].contains(&level);
             assert_eq!(finding["remedy"].as_str().is_some_and(|way| !way.is_empty()), is_fault, "{finding}");
         }
+        // It shows nothing to who may read the system's journal, where that is kept in memory only.
+        assert!(!json.contains("journalctl"), "{json}");
         if let Ok(token) = std::fs::read_to_string(ground.token_path())
             && token.len() >= 32
         {
@@ -148,6 +150,7 @@ fn where_nothing_runs_yet_nothing_is_wrong_and_nothing_is_made_or_started() {
     visit.is_healthy();
     visit.names("note", "socket-missing", ground.ondemand_socket());
     visit.names("note", "token-not-yet", ground.token_path());
+    visit.says("note", "daemon-not-running", ground.ondemand_socket(), "the first client starts it");
     assert_eq!(std::fs::read_dir(ground.runtime()).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(ground.home()).unwrap().count(), 0);
 }
@@ -240,8 +243,25 @@ fn a_token_that_is_none_is_named_and_not_shown() {
     let almost = format!("{}zz", "5ec2e7".repeat(10));
     put(&ground.token_path(), &almost, 0o600);
     let visit = visit(&ground);
-    visit.names("problem", "token-garbage", ground.token_path());
+    let way_out = visit.names("problem", "token-garbage", ground.token_path())["remedy"].as_str().unwrap();
+    assert!(way_out.starts_with(&format!("rm {}", ground.token_path().display())), "{way_out}");
     assert!(!visit.report.to_string().contains("5ec2e7"));
+}
+
+#[test]
+fn a_token_that_was_removed_under_a_daemon_that_runs_is_a_problem_and_not_one_that_is_still_to_be_made() {
+    let ground = with_token();
+    std::fs::remove_file(ground.token_path()).unwrap();
+    let listener = bind_private(&ground.ondemand_socket());
+    visit(&ground).names("problem", "token-gone", ground.token_path());
+    drop(listener);
+    let _listener = bind_private(&ground.init_socket());
+    let socket = "LoadState=loaded\nActiveState=active\nUnitFileState=enabled";
+    let active = SERVICE.replace("ActiveState=inactive", "ActiveState=active");
+    let visit = visit_with_systemctl(&ground, &says(socket, &active));
+    let finding = visit.names("problem", "token-gone", ground.token_path());
+    assert_eq!(finding["remedy"], "systemctl --user restart authsock.service");
+    visit_with_systemctl(&ground, &says(socket, SERVICE)).names("note", "token-not-yet", ground.token_path());
 }
 
 #[test]
@@ -366,6 +386,66 @@ fn a_socket_that_is_closed_to_this_user_is_told_from_one_that_is_missing() {
 }
 
 #[test]
+fn a_socket_that_is_for_a_group_is_told_to_who_is_not_in_it() {
+    if skip_unless(is_root(), "becoming another user needs root") {
+        return;
+    }
+    let mut ground = ground_for_a_stranger();
+    let (own, socket) = (ground.root().join("own"), ground.root().join("s"));
+    let _listener = bind_private(&socket);
+    mode(&socket, 0o660);
+    let as_stranger = |command: &mut Command| {
+        command.env("XDG_RUNTIME_DIR", &own).env("HOME", &own).uid(STRANGER).gid(STRANGER);
+    };
+    let visit = Visit::pay(&ground, &["--socket", socket.to_str().unwrap()], as_stranger);
+    visit.says("problem", "socket-forbidden", &socket, "SocketGroup=");
+    let prepare = format!(
+        "mount -t tmpfs -o mode=755 none /run && touch /run/authsock.sock && mount --bind {} /run/authsock.sock",
+        socket.display()
+    );
+    confine(&mut ground, &prepare, &as_a_stranger());
+    let visit = Visit::pay(&ground, &["--system"], |_| {});
+    let finding = visit.names("problem", "socket-forbidden", "/run/authsock.sock");
+    assert!(finding["remedy"].as_str().unwrap().contains("add the user to the socket's group"), "{finding}");
+}
+
+#[test]
+fn a_socket_of_an_init_system_that_a_session_names_has_a_way_out_and_its_session_is_not_declared_dead() {
+    let ground = with_token();
+    let look = || {
+        Visit::pay(&ground, &[], |command| {
+            command
+                .env("AUTHSOCK_SOCKET", ground.init_socket())
+                .env("AUTHSOCK_TOKEN_FILE", ground.token_path());
+        })
+    };
+    let check = |id: &str| {
+        let visit = look();
+        let finding = visit.names("problem", id, ground.init_socket());
+        assert!(finding["remedy"].as_str().unwrap().contains("start authsock.socket"), "{finding}");
+        assert!(!visit.has("stale-socket"), "{:#}", visit.report);
+    };
+    check("socket-missing");
+    drop(bind_private(&ground.init_socket()));
+    check("socket-dead");
+}
+
+#[test]
+fn a_daemon_that_could_not_start_leaves_no_socket_and_one_that_finds_another_says_whose_socket_is_lost() {
+    let ground = Ground::new();
+    ground.configure("[limits]\nsessions = 0\n");
+    let output = ground.authsock(["whoami"]).output().unwrap();
+    assert!(text_of(&output).contains("could not start") && !ground.ondemand_socket().exists());
+    ground.configure("");
+    let lock = std::fs::File::create(ground.state().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let output = ground.authsock(["whoami"]).output().unwrap();
+    let words = text_of(&output);
+    assert!(words.contains("not where clients look") && words.contains("authsock doctor"), "{words}");
+    assert!(!words.contains("would not retire"), "nobody asked: {words}");
+}
+
+#[test]
 fn a_runtime_directory_of_root_s_is_no_problem_where_a_socket_is_in_it() {
     if skip_unless(is_root(), "becoming another user needs root") {
         return;
@@ -482,11 +562,51 @@ fn surroundings_without_home_and_runtime_directory_are_named() {
         command.env_remove("HOME").env_remove("XDG_RUNTIME_DIR");
     });
     visit.names("warning", "home-unset", "HOME");
-    visit.names("warning", "runtime-unset", "XDG_RUNTIME_DIR");
+    assert!(visit.has("runtime-unset"));
     let visit = Visit::pay(&ground, &[], |command| {
         command.env("XDG_RUNTIME_DIR", "run");
     });
     visit.names("warning", "runtime-relative", "XDG_RUNTIME_DIR");
+}
+
+#[test]
+fn without_its_variable_the_runtime_directory_is_told_that_is_used_and_systemd_is_asked_there() {
+    if skip_unless(is_root(), "mounting needs root") {
+        return;
+    }
+    let mut ground = Ground::new();
+    let bin = systemctl(&ground, "echo \"in ${XDG_RUNTIME_DIR-no place}\" >&2; exit 1");
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let own = "mkdir /run/user && mkdir -m 700 /run/user/0";
+    for (prepare, words, asked) in [
+        ("mount -t tmpfs -o mode=755 none /run".to_owned(), "there is no /run/user/0", "no place"),
+        (
+            format!("mount -t tmpfs -o mode=755 none /run && {own}"),
+            "/run/user/0 is used, as in a login",
+            "in /run/user/0",
+        ),
+    ] {
+        confine(&mut ground, &prepare, &format!("exec {AUTHSOCK} \"$@\""));
+        let visit = Visit::pay(&ground, &[], |command| {
+            command.env_remove("XDG_RUNTIME_DIR").env("PATH", &path);
+        });
+        visit.says("note", "runtime-unset", "XDG_RUNTIME_DIR", words);
+        visit.says("note", "manager-unreachable", "systemctl --user", asked);
+    }
+}
+
+#[test]
+fn a_runtime_directory_that_this_user_may_not_make_is_a_problem() {
+    if skip_unless(is_root(), "becoming another user needs root") {
+        return;
+    }
+    let ground = ground_for_a_stranger();
+    let missing = ground.root().join("missing/run");
+    let visit = Visit::pay(&ground, &[], |command| {
+        command.env("XDG_RUNTIME_DIR", &missing).env("HOME", ground.root().join("own"));
+        command.uid(STRANGER).gid(STRANGER);
+    });
+    visit.says("problem", "runtime-missing", &missing, "may not make it");
 }
 
 #[test]
@@ -755,6 +875,149 @@ fn what_systemd_says_of_broken_units_is_named() {
     }
 }
 
+const LISTENING: &str = "LoadState=loaded\nActiveState=active\nSubState=listening\nUnitFileState=enabled";
+
+#[test]
+fn a_service_that_ends_again_and_again_is_named_and_nobody_is_told_to_start_it_once_more() {
+    let ground = with_token();
+    let listener = bind_private(&ground.init_socket());
+    let service = "LoadState=loaded\nActiveState=activating\nSubState=auto-restart\nResult=exit-code\nNRestarts=7\nExecStart={ path=/bin/sh ; }";
+    let visit = visit_with_systemctl(&ground, &says(LISTENING, service));
+    let finding = visit.names("problem", "unit-restarting", "authsock.service");
+    assert_eq!(finding["remedy"], "authsock logs -n 20");
+    assert!(finding["says"].as_str().unwrap().contains("exit-code"), "{finding}");
+    assert!(!visit.report.to_string().contains("restart authsock.service"), "{:#}", visit.report);
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_program_that_others_could_replace_that_the_unit_does_not_see_or_that_is_not_the_one_that_runs_is_named()
+{
+    let ground = with_token();
+    let program = ground.root().join("program");
+    make_script(&program, "#!/bin/sh\n");
+    let look = |facts: String| {
+        visit_with_systemctl(&ground, &says(LISTENING, &format!("LoadState=loaded\n{facts}")))
+    };
+    let in_tmp = format!("ActiveState=inactive\nExecStart={{ path={} ; }}", program.display());
+    let visit = look(in_tmp.clone());
+    visit.says("problem", "program-replaceable", &program, "/tmp: may be written by others");
+    assert!(!visit.has("program-hidden") && !visit.has("program-missing"));
+    look(format!("{in_tmp}\nPrivateTmp=yes")).says("problem", "program-hidden", &program, "below /tmp");
+    let in_a_home = "ActiveState=inactive\nProtectHome=yes\nExecStart={ path=/home/nobody-s/authsock ; }";
+    let hidden = look(in_a_home.to_owned());
+    hidden.says("problem", "program-hidden", "/home/nobody-s/authsock", "below /home");
+    let sleeper = Sleeper::start(&ground, |_| {});
+    let running =
+        |path: &str| format!("ActiveState=active\nMainPID={}\nExecStart={{ path={path} ; }}", sleeper.pid());
+    let visit = look(running("/bin/sh"));
+    visit.says("warning", "program-replaced", "/bin/sh", &format!("process {}", sleeper.pid()));
+    let own = std::fs::read_link(format!("/proc/{}/exe", sleeper.pid())).unwrap();
+    assert!(!look(running(own.to_str().unwrap())).has("program-replaced"));
+}
+
+#[test]
+fn a_configuration_that_was_changed_under_a_service_is_named_until_that_has_read_it() {
+    let ground = with_token();
+    ground.configure("");
+    let fragment = ground.home().join(".config/authsock/config.d/10-limits.toml");
+    std::fs::create_dir(fragment.parent().unwrap()).unwrap();
+    put(&fragment, "", 0o600);
+    let look = |microseconds: i64| {
+        let service = format!(
+            "LoadState=loaded\nActiveState=active\nExecStart={{ path=/bin/sh ; }}\nStateChangeTimestampMonotonic={microseconds}"
+        );
+        visit_with_systemctl(&ground, &says(LISTENING, &service))
+    };
+    let visit = look(1);
+    let finding = visit.names("warning", "configuration-unread", "/.config/authsock/config");
+    assert_eq!(finding["remedy"], "systemctl --user try-reload-or-restart authsock.service");
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    assert!(!look(now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000).has("configuration-unread"));
+}
+
+// --- the daemon of the whole machine ------------------------------------------------------------
+
+/// What a shell runs to be the program as a user without rights.
+fn as_a_stranger() -> String {
+    format!(
+        "exec setpriv --reuid={STRANGER} --regid={STRANGER} --clear-groups \"${{PROGRAM:-{AUTHSOCK}}}\" \"$@\""
+    )
+}
+
+#[test]
+fn where_the_machine_s_daemon_is_not_installed_nobody_is_told_that_a_client_starts_it() {
+    if skip_unless(is_root(), "mounting needs root") {
+        return;
+    }
+    let mut ground = Ground::new();
+    let bin = systemctl(&ground, &says("LoadState=not-found", "LoadState=not-found"));
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    confine(&mut ground, "mount -t tmpfs -o mode=755 none /run", &format!("exec {AUTHSOCK} \"$@\""));
+    let visit = Visit::pay(&ground, &["--system"], |command| {
+        command.env("PATH", &path).env_remove("XDG_RUNTIME_DIR");
+    });
+    let way_out = "sudo authsock install --system";
+    visit.says("note", "units-absent", "authsock.socket", way_out);
+    let finding = visit.names("problem", "socket-missing", "/run/authsock.sock");
+    assert!(finding["remedy"].as_str().unwrap().starts_with(way_out), "{finding}");
+    for id in ["runtime-unset", "runtime-missing", "runtime"] {
+        assert!(!visit.has(id), "{id}: {:#}", visit.report);
+    }
+    assert!(!visit.report.to_string().contains("on demand"), "{:#}", visit.report);
+}
+
+#[test]
+fn what_is_said_of_the_machine_s_daemon_asks_that_one_and_not_the_user_s_own() {
+    if skip_unless(is_root(), "mounting needs root") {
+        return;
+    }
+    let mut ground = ground_for_a_stranger();
+    let failed = "LoadState=loaded\nActiveState=failed\nResult=resources";
+    let bin = systemctl(&ground, &says(failed, SERVICE));
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let token = format!("/run/authsock/users/{STRANGER}/token");
+    let prepare = |mode: &str, content: &str| {
+        format!(
+            "mount -t tmpfs -o mode=755 none /run && mkdir -p /run/authsock/users/{STRANGER} && printf %s {content} >{token} && chown {STRANGER} {token} && chmod {mode} {token}"
+        )
+    };
+    let program = ground.binary.clone();
+    let look = |ground: &Ground| {
+        Visit::pay(ground, &["--system"], |command| {
+            command.env("PATH", &path).env("PROGRAM", &program);
+        })
+    };
+    confine(&mut ground, &prepare("600", "garbage"), &as_a_stranger());
+    let visit = look(&ground);
+    let finding = visit.names("problem", "token-garbage", &token);
+    assert!(finding["remedy"].as_str().unwrap().starts_with(&format!("sudo rm {token}")), "{finding}");
+    visit.says("problem", "token-garbage", &token, "at the daemon of the whole machine");
+    let finding = visit.names("problem", "unit-failed", "authsock.socket");
+    assert!(finding["remedy"].as_str().unwrap().contains("authsock --system logs"), "{finding}");
+    confine(&mut ground, &prepare("644", &"ab".repeat(32)), &as_a_stranger());
+    let visit = look(&ground);
+    let finding = visit.names("problem", "token-mode", &token);
+    assert!(finding["remedy"].as_str().unwrap().contains("authsock --system token rotate"), "{finding}");
+}
+
+#[test]
+fn a_configuration_of_the_machine_s_that_this_user_may_not_read_says_nothing_of_who_is_let_in() {
+    if skip_unless(is_root(), "mounting needs root") {
+        return;
+    }
+    let mut ground = ground_for_a_stranger();
+    let program = ground.binary.clone();
+    let prepare = "mount -t tmpfs -o mode=755 none /etc && mkdir /etc/authsock && echo >/etc/authsock/config.toml && chmod 600 /etc/authsock/config.toml";
+    confine(&mut ground, prepare, &as_a_stranger());
+    let visit = Visit::pay(&ground, &["--system"], |command| {
+        command.env("PROGRAM", &program);
+    });
+    visit.says("note", "configuration-unusable", "/etc/authsock/config.toml", "root reads it");
+    visit.says("note", "process-user", "process", "is not known");
+}
+
 #[test]
 fn a_socket_file_that_is_gone_or_younger_than_its_unit_is_named() {
     let ground = with_token();
@@ -823,6 +1086,39 @@ fn a_machine_without_proc_is_told_what_that_weakens() {
     let visit = visit(&ground);
     visit.is_healthy();
     visit.names("warning", "no-proc", "/proc");
+}
+
+#[test]
+fn a_proc_that_hides_processes_is_named_with_what_that_costs_and_so_is_it_where_the_daemon_refuses_for_it() {
+    if skip_unless(is_root(), "mounting needs root") {
+        return;
+    }
+    let mut ground = ground_for_a_stranger();
+    let (own, program) = (ground.root().join("own"), ground.binary.clone());
+    let hide = "mount -t proc -o hidepid=2 proc /proc";
+    confine(&mut ground, hide, &as_a_stranger());
+    let hidden = Visit::pay(&ground, &[], |command| {
+        command.env("PROGRAM", &program).env("XDG_RUNTIME_DIR", &own).env("HOME", &own);
+    });
+    hidden.says("warning", "hidepid", "/proc", "binding");
+    // Root sees all, and so does its daemon.
+    confine(&mut ground, hide, &format!("exec {AUTHSOCK} \"$@\""));
+    visit(&ground).names("note", "hidepid", "/proc");
+    // A session lives, and its daemon can place nobody.
+    let script = "mkfifo $HOME/ready; \"$0\" run -- sh -c \"echo >$HOME/ready; exec sleep 600\" & run=$!; read x <$HOME/ready; \"$0\" doctor --json; kill $run; wait $run; kill $(cat $XDG_RUNTIME_DIR/authsock/lock)";
+    let run = format!(
+        "exec setpriv --reuid={STRANGER} --regid={STRANGER} --clear-groups sh -c \"$SCRIPT\" {}",
+        program.display()
+    );
+    confine(&mut ground, hide, &run);
+    let mut command = ground.command(&ground.binary);
+    command.env("SCRIPT", script).env("XDG_RUNTIME_DIR", &own).env("HOME", &own);
+    let output = command.output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", text_of(&output)));
+    let visit = Visit { report, code: 1 };
+    let finding = visit.names("problem", "daemon-refused", "/authsock-ondemand.sock");
+    assert!(finding["remedy"].as_str().unwrap().contains("hidepid=0"), "{finding}");
 }
 
 #[test]

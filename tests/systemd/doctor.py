@@ -9,10 +9,12 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
 import sys
+import time
 
 from stage import check, main, run, same, until
 from tester import (
@@ -176,6 +178,50 @@ def _():
 def _():
     ground(authsock__service="[Service]\nExecStart=\nExecStart=/usr/bin/no-such-authsock serve\n")
     names(doctor(), "problem", "program-missing", "/usr/bin/no-such-authsock")
+
+
+@check("a service that ends again and again is named with its result, and nobody is told to start it once more")
+def _():
+    ground(authsock__service="[Service]\nExecStart=\nExecStart=/bin/false\nRestart=on-failure\nRestartSec=600\n")
+    with contextlib.suppress(OSError):
+        with Raw():
+            until("systemd waits to start it again", lambda: show(SERVICE, "SubState").startswith("auto-restart"))
+    found = doctor()
+    names(found, "problem", "unit-restarting", SERVICE)
+    assert any(entry[1] == "unit-restarting" and "exit-code" in entry[3] for entry in found), found
+    assert not any(entry[1] == "daemon-unreachable" for entry in found), found
+
+
+@check("a program that others could replace, or that was replaced under the daemon, is named")
+def _():
+    # Not below /tmp, where anybody may take a name that was given up.
+    path = "/opt/authsock-of-its-own"
+    shutil.copy("/usr/bin/authsock", path)
+    try:
+        serving(authsock__service=f"[Service]\nExecStart=\nExecStart={path} serve\n")
+        token()
+        same([entry for entry in faults(doctor()) if entry[1].startswith("program-")], [], "faults of the program")
+        shutil.copy("/usr/bin/authsock", path + ".new")
+        os.replace(path + ".new", path)
+        names(doctor(), "warning", "program-replaced", path)
+        os.chmod(path, 0o777)
+        names(doctor(), "problem", "program-replaceable", path)
+        systemctl("restart", SERVICE)
+        assert not any(entry[1] == "program-replaced" for entry in doctor())
+    finally:
+        os.unlink(path)
+
+
+@check("a configuration that has changed is named until the daemon has read it")
+def _():
+    serving("[limits]\nsessions = 10\n")
+    token()
+    assert not any(entry[1] == "configuration-unread" for entry in doctor())
+    time.sleep(1)  # two clocks are compared
+    configure("[limits]\nsessions = 11\n")
+    names(doctor(), "warning", "configuration-unread", "config.toml")
+    systemctl("try-reload-or-restart", SERVICE)
+    assert not any(entry[1] == "configuration-unread" for entry in doctor())
 
 
 @check("a socket file that was removed, or replaced by another, is named")
