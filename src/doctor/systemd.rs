@@ -74,10 +74,15 @@ pub(super) async fn examine(area: &mut InArea<'_>, options: &Options, places: &P
         Err(Silent::Said(words)) => {
             let says = format!("the user's manager cannot be asked: {words}");
             if places.init_socket().symlink_metadata().is_ok() {
-                let remedy = format!(
-                    "log in (su and cron have no user manager), or set {}; without one a daemon is not started by its socket",
-                    var::XDG_RUNTIME_DIR
-                );
+                let remedy = if places.is_system() {
+                    "`systemctl is-system-running` says how the machine is; without systemd a daemon is not started by its socket"
+                        .to_owned()
+                } else {
+                    format!(
+                        "log in (su and cron have no user manager), or set {}; without one a daemon is not started by its socket",
+                        var::XDG_RUNTIME_DIR
+                    )
+                };
                 area.warning(Id::ManagerUnreachable, "systemctl --user", says, remedy);
             } else {
                 area.note(Id::ManagerUnreachable, "systemctl --user", says);
