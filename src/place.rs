@@ -70,6 +70,25 @@ pub fn process_env(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
+/// How long a token is as text, in hexadecimal digits; `secret` knows the rest of it.
+pub const TOKEN_DIGITS: usize = 64;
+/// What is told in the place of a value that looks like a token.
+const NOT_SHOWN: &str = "(not shown: it looks like a token)";
+
+/// A path or number that somebody named, as it may be told: people put the token itself where its file or
+/// descriptor belongs. A token that became a path is the whole name of a file; other paths have hashes in them
+/// that are no secrets, of containers and of what a store holds.
+pub fn showable(value: &str) -> &str {
+    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_suspect = if value.starts_with('/') {
+        value.rsplit('/').next().is_some_and(|name| name.len() == TOKEN_DIGITS && is_digits(name))
+    } else {
+        let mut runs = value.split(|letter: char| !letter.is_ascii_hexdigit());
+        runs.any(|run| run.len() >= TOKEN_DIGITS)
+    };
+    if is_suspect { NOT_SHOWN } else { value }
+}
+
 /// A variable that is set, not empty, and an absolute path: the XDG specification has relative
 /// ones ignored.
 fn absolute(env: Env<'_>, name: &str) -> Option<PathBuf> {
@@ -86,7 +105,7 @@ pub enum BadSocketPath {
     /// The path is longer than `sun_path` holds; a kernel or a library would cut it silently.
     #[error(
         "socket path {path} is {length} bytes long; at most {max} fit: choose a shorter directory (XDG_RUNTIME_DIR or {socket})",
-        path = path.display(), max = SOCKET_PATH_MAX, socket = var::SOCKET
+        path = showable(&path.to_string_lossy()), max = SOCKET_PATH_MAX, socket = var::SOCKET
     )]
     TooLong {
         /// The path as given.
@@ -96,7 +115,8 @@ pub enum BadSocketPath {
     },
     /// The path is relative, empty, or holds a NUL byte.
     #[error(
-        "socket path {path:?} is not an absolute path; abstract sockets have no permissions and are not used"
+        "socket path {shown:?} is not an absolute path; abstract sockets have no permissions and are not used",
+        shown = showable(&.path.to_string_lossy())
     )]
     NotAbsolute {
         /// The path as given.
@@ -277,6 +297,20 @@ mod tests {
 
     fn env_of<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
         move |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+    }
+
+    #[test]
+    fn a_token_that_was_taken_for_a_path_or_a_number_is_not_shown_and_a_path_with_a_hash_in_it_is() {
+        const DIGITS: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+        let upper = DIGITS.to_uppercase();
+        for hidden in
+            [DIGITS, &upper, &format!("./{DIGITS}"), &format!("x={DIGITS}0"), &format!("/home/{DIGITS}")]
+        {
+            assert_eq!(showable(hidden), NOT_SHOWN, "{hidden}");
+        }
+        for shown in ["", "7", "/run/user/7/authsock/token", &DIGITS[1..], &format!("/c/{DIGITS}/token")] {
+            assert_eq!(showable(shown), shown);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::kernel::dir::Unusable;
 use crate::kernel::fds::{self, Unreadable};
 use crate::place::{self, Env, Places, var};
 use crate::secret::file::{self, BadTokenFile};
-use crate::secret::token::{self, NotAToken, TOKEN_DIGITS, Token};
+use crate::secret::token::{NotAToken, TOKEN_DIGITS, Token};
 use zeroize::Zeroizing;
 
 /// How long a pipe may take to deliver a token, in milliseconds.
@@ -159,7 +159,7 @@ pub fn token(env: Env<'_>, places: &Places, given: Option<&Path>) -> Result<Foun
             (Ok(found), _) => return Ok(found),
             (Err(_), Some(_)) => {}
             (Err(problem), None) => {
-                let value = token::showable(&value.to_string_lossy()).chars().take(VALUE_MAX).collect();
+                let value = place::showable(&value.to_string_lossy()).chars().take(VALUE_MAX).collect();
                 return Err(NoToken::BadDescriptor { value, problem });
             }
         }
@@ -228,7 +228,7 @@ fn named_file(name: Source, path: &Path) -> Result<Found, NoToken> {
 
 /// A path that somebody named, as it may be told.
 fn told(path: &Path) -> PathBuf {
-    match token::showable(&path.to_string_lossy()) {
+    match place::showable(&path.to_string_lossy()) {
         shown if shown == path.to_string_lossy() => path.to_path_buf(),
         hidden => hidden.into(),
     }
@@ -380,5 +380,7 @@ mod tests {
             assert!(!words.contains("5ec2e7") && words.contains("looks like a token"), "{words}");
             assert!(words.contains(name), "{words}");
         }
+        let words = place::SocketPath::new(&token).unwrap_err().to_string();
+        assert!(!words.contains("5ec2e7") && words.contains("looks like a token"), "{words}");
     }
 }

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use super::report::{Id, InArea};
 use crate::kernel::process::Pid;
 use crate::kernel::survey::{self, Credentials, Environment};
-use crate::place::{Places, var};
-use crate::secret::token;
+use crate::place::{self, Places, var};
 
 /// Most characters that are told of a value that a stranger set.
 const SHOWN_MAX: usize = 512;
@@ -104,7 +103,7 @@ pub(super) fn examine(
 
 /// A value of a stranger's, as it may be told: not a token, and no longer than anybody reads.
 fn told(value: &str) -> String {
-    let value = token::showable(value);
+    let value = place::showable(value);
     match value.char_indices().nth(SHOWN_MAX) {
         Some((end, _)) => format!("{}… (cut)", &value[..end]),
         None => value.to_owned(),

@@ -9,8 +9,7 @@ use crate::credential::discover;
 use crate::kernel::dir::own_uid;
 use crate::kernel::socket::{BadSocket, CheckedSocket};
 use crate::kernel::survey;
-use crate::place::{Places, SocketPath, var};
-use crate::secret::token;
+use crate::place::{self, Places, SocketPath, var};
 
 /// The way out where a socket is written by a group (SocketMode=0660 with SocketGroup=).
 pub(super) const JOIN_ITS_GROUP: &str =
@@ -35,7 +34,7 @@ impl Seen {
 
     /// The path as it may be told: a variable may hold a token in its place.
     pub(super) fn told(&self) -> String {
-        token::showable(&self.path().to_string_lossy()).to_owned()
+        place::showable(&self.path().to_string_lossy()).to_owned()
     }
 }
 

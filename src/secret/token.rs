@@ -14,25 +14,9 @@ use super::random::{self, NoRandomness};
 pub const TOKEN_BYTES: usize = 32;
 /// Length of a token as text: hexadecimal digits.
 pub const TOKEN_DIGITS: usize = 2 * TOKEN_BYTES;
+const _: () = assert!(TOKEN_DIGITS == crate::place::TOKEN_DIGITS);
 /// Length of a token id in bytes.
 pub const TOKEN_ID_BYTES: usize = 8;
-
-/// What is told in the place of a value that looks like a token.
-const NOT_SHOWN: &str = "(not shown: it looks like a token)";
-
-/// A path or number that somebody named, as it may be told: people put the token itself where its file or
-/// descriptor belongs. A token that became a path is the whole name of a file; other paths have hashes in them
-/// that are no secrets, of containers and of what a store holds.
-pub fn showable(value: &str) -> &str {
-    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let is_suspect = if value.starts_with('/') {
-        value.rsplit('/').next().is_some_and(|name| name.len() == TOKEN_DIGITS && is_digits(name))
-    } else {
-        let mut runs = value.split(|letter: char| !letter.is_ascii_hexdigit());
-        runs.any(|run| run.len() >= TOKEN_DIGITS)
-    };
-    if is_suspect { NOT_SHOWN } else { value }
-}
 
 /// HMAC-SHA-256 (RFC 2104, FIPS 180-4).
 pub(crate) fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
@@ -178,19 +162,6 @@ mod tests {
     fn a_token_cannot_be_seen_by_debug() {
         let token = Token::parse(DIGITS.as_bytes()).unwrap();
         assert_eq!(format!("{token:?} {:?}", Some(&token)), "Token(..) Some(Token(..))");
-    }
-
-    #[test]
-    fn a_token_that_was_taken_for_a_path_or_a_number_is_not_shown_and_a_path_with_a_hash_in_it_is() {
-        let upper = DIGITS.to_uppercase();
-        for hidden in
-            [DIGITS, &upper, &format!("./{DIGITS}"), &format!("x={DIGITS}0"), &format!("/home/{DIGITS}")]
-        {
-            assert_eq!(showable(hidden), NOT_SHOWN, "{hidden}");
-        }
-        for shown in ["", "7", "/run/user/7/authsock/token", &DIGITS[1..], &format!("/c/{DIGITS}/token")] {
-            assert_eq!(showable(shown), shown);
-        }
     }
 
     #[test]

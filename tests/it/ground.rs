@@ -165,8 +165,8 @@ impl Ground {
 impl Drop for Ground {
     fn drop(&mut self) {
         // A daemon that a client started is nobody's child; its lock names it.
-        let Ok(pid) = std::fs::read_to_string(self.state().join("lock")) else { return };
-        let Ok(pid) = pid.trim().parse::<i32>() else { return };
+        let noted = authsock::kernel::dir::noted_holder(&self.state().join("lock"));
+        let Some(pid) = noted.and_then(|pid| i32::try_from(pid).ok()) else { return };
         let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let ours = self.runtime();
         let ours = ours.as_os_str().as_encoded_bytes();
