@@ -16,11 +16,12 @@ use crate::kernel::dir::open_regular;
 use crate::kernel::signals::end_with_us;
 use crate::wire::text::printable;
 
-/// What journalctl is asked for: the unit of the user's manager, or of the machine's. Not `--user
+/// What journalctl is asked for: both units of the user's manager, or of the machine's, since what keeps a socket from
+/// listening is said of the socket. Not `--user
 /// --unit`: that reads the user's own files alone, and where the journal is kept in memory only there
 /// are none, not even for those who may read all of it.
-const USER_UNIT: &[&str] = &["--user-unit", "authsock.service"];
-const SYSTEM_UNIT: &[&str] = &["--unit", "authsock.service"];
+const USER_UNIT: &[&str] = &["--user-unit", "authsock.service", "--user-unit", "authsock.socket"];
+const SYSTEM_UNIT: &[&str] = &["--unit", "authsock.service", "--unit", "authsock.socket"];
 /// How many lines come before those that follow, if nobody says: as `journalctl -f` and `tail -f`.
 const BEFORE_FOLLOWING: usize = 10;
 

@@ -145,10 +145,10 @@ impl Route {
     fn advice(&self, problem: &BadSocket) -> String {
         match (self, problem) {
             (Route::Init(_), BadSocket::Refused(_)) => {
-                "; start it with `systemctl --user start authsock.socket`, and see `systemctl --user status authsock.service`; if authsock is not installed any more, remove the file".into()
+                "; `systemctl --user restart authsock.socket` has it listen, and see `systemctl --user status authsock.service`; if authsock is not installed any more, remove the file".into()
             }
             (Route::System(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => {
-                "; the daemon of the whole machine is started by `systemctl start authsock.socket`, once root has installed it with `authsock install --system`".into()
+                "; the daemon of the whole machine is started by `systemctl restart authsock.socket`, once root has installed it with `authsock install --system`".into()
             }
             (Route::Named(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => {
                 format!("; it was named by --socket or {}", var::SOCKET)

@@ -73,6 +73,8 @@ pub(super) struct Facts {
     pub(super) uid: u32,
     /// Whether the service's credential says what the owner's token is.
     pub(super) has_credential: bool,
+    /// Where the configuration is looked for.
+    pub(super) config: Option<PathBuf>,
 }
 
 /// Who calls.
@@ -235,6 +237,7 @@ fn status(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         "in_handshake": in_handshake,
         "sessions": lock(sessions.registry()).len(),
         "idle_exit_seconds": idle_exit(facts.starter, config.idle_exit).0.map_or(0, |idle| idle.as_secs()),
+        "configuration": { "path": facts.config, "fingerprint": config.fingerprint() },
         "complaints": *lock(complaints),
         "limits": {
             "connections": config.connections,

@@ -257,6 +257,7 @@ impl Server {
                 log: self.options.log_path.clone(),
                 uid,
                 has_credential,
+                config: self.options.config.as_deref().or(self.places.config()).map(Path::to_path_buf),
             },
             counts: Mutex::default(),
             complaints: Mutex::new(self.complaints()),

@@ -11,6 +11,7 @@ use super::systemd::Units;
 use super::token::{Credential, Running};
 use crate::client::connect::Route;
 use crate::client::{Client, ConnectError, Options};
+use crate::config::Config;
 use crate::gate::now;
 use crate::handshake::client::{Bound, Failure};
 use crate::kernel::process::Pid;
@@ -30,7 +31,39 @@ pub(super) async fn examine(
     socket: &Seen,
     units: &Units,
     token: Credential,
+    config: Option<&Config>,
 ) -> Option<Vec<Value>> {
+    let (status, sessions) = ask(area, options, places, socket, units, token).await.unzip();
+    let path = options.config.as_deref().or(places.config());
+    let unread = match status.filter(|status| status["version"] == VERSION) {
+        Some(status) => {
+            let its = &status["configuration"];
+            let is_same_place = path.is_some_and(|path| its["path"].as_str() == path.to_str());
+            let is_same = |config: &Config| its["fingerprint"] == config.fingerprint();
+            path.filter(|_| is_same_place && config.is_some_and(|config| !is_same(config)))
+        }
+        None => units.unread.as_deref(),
+    };
+    if let Some(path) = unread {
+        area.warning(
+            Id::ConfigurationUnread,
+            path.display(),
+            "has changed since the daemon read it: the daemon goes on by what it read",
+            "systemctl --user try-reload-or-restart authsock.service",
+        );
+    }
+    sessions
+}
+
+/// What it says of itself, and the sessions that it tells of.
+async fn ask(
+    area: &mut InArea<'_>,
+    options: &Options,
+    places: &Places,
+    socket: &Seen,
+    units: &Units,
+    token: Credential,
+) -> Option<(Value, Vec<Value>)> {
     if !may_connect(area, places, socket, units) {
         return None;
     }
@@ -45,7 +78,7 @@ pub(super) async fn examine(
     let mut client = match Client::connect(&options).await {
         Ok(client) => client,
         Err(error) => {
-            refused(area, socket, &error);
+            refused(area, places, socket, &error);
             return None;
         }
     };
@@ -57,9 +90,8 @@ pub(super) async fn examine(
         }
     };
     said(area, socket, &client, &who);
-    if let Ok(status) = client.call("status", None).await {
-        condition(area, socket, &status);
-    }
+    let status = client.call("status", None).await.unwrap_or_default();
+    condition(area, socket, &status);
     let sessions = sessions(&mut client).await;
     let latest = sessions.iter().filter_map(|session| session["created_ms"].as_u64()).max().unwrap_or(0);
     if latest > now().saturating_add(u64::try_from(AHEAD.as_millis()).unwrap_or(u64::MAX)) {
@@ -70,7 +102,7 @@ pub(super) async fn examine(
             "set the clock; sessions with a time to live end later by as much",
         );
     }
-    Some(sessions)
+    Some((status, sessions))
 }
 
 /// A daemon that is known to run without being asked, by whom it was started.
@@ -148,14 +180,18 @@ fn unstick(route: &Route) -> String {
     format!("`authsock logs -n 20` says why; then {}", restart(route))
 }
 
-fn refused(area: &mut InArea<'_>, socket: &Seen, error: &ConnectError) {
+fn refused(area: &mut InArea<'_>, places: &Places, socket: &Seen, error: &ConnectError) {
     let (path, says) = (socket.path().display(), error.to_string());
     match error {
         ConnectError::Handshake { failure: Failure::StaleTokenOrImpostor, .. } => area.problem(
             Id::StaleToken,
             path,
             says,
-            "if a variable names the token: start the program again with `authsock run`; else find out who listens there (ss -xlp)",
+            format!(
+                "if a variable names the token: start the program again with `authsock run`. If somebody wrote another one to {0}: {1}rm {0}, and a new one is made. Else find out who listens there (ss -xlp)",
+                places.owner_token().display(),
+                if places.is_system() { "sudo " } else { "" }
+            ),
         ),
         ConnectError::Handshake { failure: Failure::Relay(_) | Failure::Incomparable(_), .. } => area.problem(
             Id::Unbound,
@@ -190,7 +226,7 @@ fn refused(area: &mut InArea<'_>, socket: &Seen, error: &ConnectError) {
                 Id::DaemonRefused,
                 path,
                 says,
-                "the daemon's log has the reason: authsock logs -n 20",
+                "the daemon's log has the reason: authsock logs -n 20; so has systemctl --user status authsock.service",
             ),
         },
         ConnectError::Timeout(..) | ConnectError::Lost(_) => {

@@ -33,7 +33,7 @@ pub async fn examine(options: &Options, places: &Places, pid: Option<Pid>) -> Re
     let running = daemon::seen_running(places, &socket, &units);
     let token = token::examine(&mut report.area(Area::Token), options, places, running);
     let mut area = report.area(Area::Daemon);
-    let sessions = daemon::examine(&mut area, options, places, &socket, &units, token).await;
+    let sessions = daemon::examine(&mut area, options, places, &socket, &units, token, config.as_ref()).await;
     kernel::examine(&mut report.area(Area::Kernel), places);
     if let Some(pid) = pid {
         let mut area = report.area(Area::Process);

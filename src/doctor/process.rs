@@ -148,7 +148,7 @@ fn user_of_the_machine(
         let says = format!(
             "by the file uid {uid} is in neither policy.users nor policy.groups, so it is refused before a byte is read (peer_denied)"
         );
-        let remedy = "name the user, or a group of the user's, in /etc/authsock/config.toml, then `systemctl reload authsock`; a group that was joined lately counts from the next login on";
+        let remedy = "name the user, or a group of the user's, in /etc/authsock/config.toml, then `sudo systemctl try-reload-or-restart authsock`; a group that was joined lately counts from the next login on";
         area.problem(Id::ProcessUser, subject, says, remedy);
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
     );
     // Where an init system listens, sessions outlive the daemon.
     let is_session_s = by_variable && matches!(seen.route, Route::Named(_) | Route::OnDemand(_));
-    let begin = "systemctl --user start authsock.socket; see `systemctl --user status authsock.socket authsock.service`. If authsock is not installed any more, remove the file";
+    let begin = "systemctl --user restart authsock.socket; see `systemctl --user status authsock.socket authsock.service`. If authsock is not installed any more, remove the file";
     let looked = match seen.route {
         Route::System(_) => CheckedSocket::look_at_root_s(&checked),
         _ => CheckedSocket::look(&checked, own_uid()),
@@ -98,7 +98,7 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
                     area.problem(Id::StaleSocket, &path, says, stale);
                 }
                 BadSocket::Missing(_) if matches!(seen.route, Route::System(_)) => {
-                    let remedy = "sudo authsock install --system; if it is installed, sudo systemctl start authsock.socket";
+                    let remedy = "sudo authsock install --system; if it is installed, sudo systemctl restart authsock.socket";
                     area.problem(Id::SocketMissing, &path, says, remedy);
                 }
                 BadSocket::Missing(_) if matches!(seen.route, Route::Init(_)) => {

@@ -230,7 +230,7 @@ pub(super) fn configuration(area: &mut InArea<'_>, options: &Options, places: &P
                 Id::ConfigurationInvalid,
                 path.display(),
                 format!("{place}: {what}").trim_end_matches(": ").to_owned(),
-                "mend that line; docs/configuration.md has every key. A daemon that runs goes on by what it read before",
+                "mend that line; docs/configuration.md has every key. A daemon that serves already goes on by what it read before",
             );
             return None;
         }

@@ -23,6 +23,8 @@ const PROPERTIES: &str = "Id,LoadState,LoadError,ActiveState,SubState,UnitFileSt
 /// What decides whether a connection would start a daemon.
 #[derive(Debug, Default)]
 pub(super) struct Units {
+    /// The file of the configuration that the service seems not to have read as it is.
+    pub(super) unread: Option<PathBuf>,
     /// Whether the service runs; `None` where systemd cannot be asked or has no such unit.
     pub(super) service_runs: Option<bool>,
     /// Whether the service has been ready, and still runs.
@@ -110,7 +112,6 @@ pub(super) async fn examine(area: &mut InArea<'_>, options: &Options, places: &P
     }
     if get(service, "LoadState") == "loaded" {
         examine_service(area, service, places);
-        examine_configuration(area, service, options, places);
     }
     if let Some(user) = survey::user_name(own_uid()).filter(|_| !places.is_system())
         && !survey::lingers(&user)
@@ -125,6 +126,7 @@ pub(super) async fn examine(area: &mut InArea<'_>, options: &Options, places: &P
     // One that is about to end would be started again.
     let runs = ["active", "reloading", "activating"].contains(&state) && !is_restarting;
     Units {
+        unread: unread(service, options, places),
         service_runs: Some(runs),
         is_active: ["active", "reloading"].contains(&state),
         is_restarting,
@@ -200,17 +202,12 @@ fn examine_unit(area: &mut InArea<'_>, name: &str, unit: &Unit) {
     match get(unit, "LoadState") {
         "loaded" => {}
         "masked" => {
-            let remedy = format!("systemctl --user unmask {name}");
+            let remedy = format!("systemctl --user unmask {name} && systemctl --user restart {SOCKET}");
             return area.problem(Id::UnitMasked, name, "is masked: systemd starts it for nobody", remedy);
         }
         "not-found" | "" => {
             let says = "is not there, though its other half is";
-            return area.problem(
-                Id::UnitMissing,
-                name,
-                says,
-                "install both units, then systemctl --user daemon-reload",
-            );
+            return area.problem(Id::UnitMissing, name, says, "authsock install");
         }
         state => {
             let says = format!("cannot be loaded ({state}): {}", get(unit, "LoadError"));
@@ -226,7 +223,7 @@ fn examine_unit(area: &mut InArea<'_>, name: &str, unit: &Unit) {
     }
     if get(unit, "ActiveState") == "failed" {
         let result = get(unit, "Result");
-        let again = format!("see `authsock logs -n 20`, then systemctl --user start {SOCKET}");
+        let again = format!("see `authsock logs -n 20`, then systemctl --user restart {SOCKET}");
         match result {
             "trigger-limit-hit" => area.problem(
                 Id::UnitTriggerLimit,
@@ -238,7 +235,7 @@ fn examine_unit(area: &mut InArea<'_>, name: &str, unit: &Unit) {
                 Id::UnitStartLimit,
                 name,
                 format!("has failed ({result}): the daemon was started too often in too short a time"),
-                format!("see `authsock logs -n 20`, then systemctl --user reset-failed {SERVICE} and start {SOCKET}"),
+                format!("see `authsock logs -n 20`, then systemctl --user reset-failed {SERVICE} and restart {SOCKET}"),
             ),
             _ => area.problem(Id::UnitFailed, name, format!("has failed ({result})"), again),
         }
@@ -279,9 +276,7 @@ fn examine_socket(area: &mut InArea<'_>, unit: &Unit, places: &Places) {
     }
     let again = format!("systemctl --user restart {SOCKET}");
     let Ok(meta) = path.symlink_metadata() else {
-        let says = format!(
-            "systemd listens ({SOCKET}), but the file was removed: clients do not find it, and start a daemon of their own"
-        );
+        let says = format!("systemd listens ({SOCKET}), but the file was removed: clients do not find it");
         return area.problem(Id::SocketFileGone, path.display(), says, again);
     };
     // The socket file is made when the unit becomes active, and nothing changes its time after.
@@ -323,7 +318,7 @@ fn examine_service(area: &mut InArea<'_>, unit: &Unit, places: &Places) {
             Id::UnitRestarting,
             SERVICE,
             format!("ends at once ({}), and systemd starts it again and again", get(unit, "Result")),
-            "authsock logs -n 20",
+            "authsock logs -n 20, and systemctl --user status authsock.service",
         ),
         state => area.ok(Id::Unit, SERVICE, format!("{state} ({})", get(unit, "SubState"))),
     }
@@ -333,29 +328,21 @@ fn examine_service(area: &mut InArea<'_>, unit: &Unit, places: &Places) {
     }
 }
 
-/// Whether the daemon that runs has read the configuration as it is now: it does when it starts and when it is told to.
-fn examine_configuration(area: &mut InArea<'_>, unit: &Unit, options: &Options, places: &Places) {
+/// The file of the configuration that seems to have changed since the daemon read it, which it does when it starts and when
+/// it is told to: by the clocks, where it cannot be asked.
+fn unread(unit: &Unit, options: &Options, places: &Places) -> Option<PathBuf> {
     /// How much two clocks may seem to differ.
     const MARGIN: Duration = Duration::from_millis(500);
-    let Some(path) = options.config.as_deref().or(places.config()) else { return };
+    let path = options.config.as_deref().or(places.config())?;
     // A reload is a change of state, too.
     let changed = get(unit, "StateChangeTimestampMonotonic").parse().ok().and_then(survey::since_monotonic);
-    let Some(state_age) = changed.filter(|_| get(unit, "ActiveState") == "active") else { return };
+    let state_age = changed.filter(|_| get(unit, "ActiveState") == "active")?;
     let fragments = path.with_file_name("config.d");
     let inside = std::fs::read_dir(&fragments).into_iter().flatten().flatten().map(|entry| entry.path());
     let inside = inside.filter(|path| path.extension().is_some_and(|extension| extension == "toml"));
     let all = [path.to_path_buf(), fragments.clone()].into_iter().chain(inside);
     let ages = all.filter_map(|path| Some((survey::since_changed(&path)?, path)));
-    if let Some((age, newest)) = ages.min()
-        && age + MARGIN < state_age
-    {
-        area.warning(
-            Id::ConfigurationUnread,
-            newest.display(),
-            format!("has changed since {SERVICE} read it: the daemon goes on by what it read"),
-            format!("systemctl --user try-reload-or-restart {SERVICE}"),
-        );
-    }
+    ages.min().filter(|(age, _)| *age + MARGIN < state_age).map(|(_, newest)| newest)
 }
 
 /// The program out of `{ path=/usr/bin/authsock ; argv[]=… }`.

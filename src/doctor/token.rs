@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use super::report::{Id, InArea};
 use crate::client::Options;
 use crate::credential::discover::{self, NoToken, Source};
-use crate::kernel::dir::{Problem, Unusable};
+use crate::kernel::dir::{Problem, Unusable, own_uid};
 use crate::place::{Places, var};
 use crate::secret::file::BadTokenFile;
 
@@ -59,6 +59,9 @@ pub(super) fn examine(
         Ok(found) => {
             let why = match &found.source {
                 Source::Given(_) => "named by --token-file",
+                Source::Owner(_) if places.is_system() && own_uid() != 0 => {
+                    "this user's, since no variable names one"
+                }
                 Source::Owner(_) => "the owner's, since no variable names one",
                 Source::Credential(_) => "the service's credential",
                 Source::Variable | Source::Descriptor(_) | Source::File(_) => "named by a variable",

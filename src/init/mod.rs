@@ -58,7 +58,7 @@ pub struct Rejected {
 pub enum NotActivated {
     /// Nobody passed a socket.
     #[error(
-        "no socket was passed{0}: authsock adopts its socket from an init system and never makes one. Start it with `systemctl --user start authsock.socket`, or run any client (`authsock whoami`), which starts a daemon on demand"
+        "no socket was passed{0}: authsock adopts its socket from an init system and never makes one. Start it with `systemctl --user restart authsock.socket`, or run any client (`authsock whoami`), which starts a daemon on demand"
     )]
     NoSocket(String),
     /// The variables that announce sockets make no sense.

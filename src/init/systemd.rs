@@ -165,7 +165,7 @@ mod tests {
         ] {
             let words = ask(pairs).unwrap_err();
             assert!(
-                words.starts_with("no socket was passed") && words.contains("systemctl --user start"),
+                words.starts_with("no socket was passed") && words.contains("systemctl --user restart"),
                 "{words}"
             );
         }

@@ -223,8 +223,10 @@ impl Setup {
         if !(is(&socket, "UnitFileState", "enabled") && is(&socket, "ActiveState", "active")) {
             plan.steps.push(self.step(&["enable", "--now", SOCKET]));
         }
-        // Somebody removed the file under the unit that listens.
-        if is(&socket, "ActiveState", "active") && self.socket.symlink_metadata().is_err() {
+        // Somebody removed the file under the unit that listens; or the unit was masked for a while, and has lost its
+        // socket without saying so.
+        let is_dead = survey::is_listened_on(&self.socket) == Some(false);
+        if is(&socket, "ActiveState", "active") && is_dead {
             plan.steps.push(self.step(&["restart", SOCKET]));
         }
         // A newer unit is for the next start; a daemon whose program has moved would come back as

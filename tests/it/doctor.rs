@@ -918,6 +918,29 @@ fn a_program_that_others_could_replace_that_the_unit_does_not_see_or_that_is_not
 }
 
 #[test]
+fn a_configuration_that_the_daemon_does_not_go_by_is_named_by_the_daemon_s_own_word() {
+    let ground = Ground::new();
+    ground.configure("[limits]\nsessions = 100\n");
+    let daemon = ground.serve();
+    ground.json(["whoami"]);
+    let is_named = || visit(&ground).has("configuration-unread");
+    assert!(!is_named());
+    // At once, without a moment for the clocks to differ.
+    ground.configure("[limits]\nsessions = 200\n");
+    assert!(is_named());
+    std::fs::remove_file(ground.home().join(".config/authsock/config.toml")).unwrap();
+    assert!(is_named(), "what was removed is another configuration, too");
+    // What says the same in other words is the same.
+    ground.configure("# As before.\nlimits.sessions = 100\n");
+    assert!(!is_named());
+    ground.configure("[limits]\nsessions = 300\n");
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    daemon.wait_for("RELOADING=1");
+    daemon.wait_for("READY=1");
+    assert!(!is_named());
+}
+
+#[test]
 fn a_configuration_that_was_changed_under_a_service_is_named_until_that_has_read_it() {
     let ground = with_token();
     ground.configure("");

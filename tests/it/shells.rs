@@ -240,7 +240,7 @@ fn the_log_of_systemd_s_daemon_is_its_journal_and_silence_is_explained() {
     assert!(output.status.success(), "{}", text_of(&output));
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
-        "asked: --user-unit authsock.service --lines 7 --follow\n"
+        "asked: --user-unit authsock.service --user-unit authsock.socket --lines 7 --follow\n"
     );
     assert!(!text_of(&output).contains("systemd-journal"), "{}", text_of(&output));
     let output = journal("exit 0");

@@ -109,7 +109,7 @@ def _():
     systemctl("stop", SOCKET_UNIT)
     refused = authsock("whoami")
     same(refused.returncode, 3, f"the exit code: {refused.stderr.strip()}")
-    assert "systemctl --user start authsock.socket" in refused.stderr, refused.stderr
+    assert "systemctl --user restart authsock.socket" in refused.stderr, refused.stderr
     assert not os.path.exists(f"{RUNTIME}/authsock-ondemand.sock"), "a client started a daemon"
     # Requires= in the service: without its socket it would be of no use to anybody.
     until("the service stops with its socket", lambda: show(SERVICE, "ActiveState") == "inactive")
