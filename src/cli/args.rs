@@ -131,7 +131,7 @@ impl Shell {
     pub(super) fn of(name: Option<&str>) -> Shell {
         match name {
             Some("fish") => Shell::Fish,
-            Some("csh" | "tcsh") => Shell::Csh,
+            Some("csh" | "tcsh" | "bsd-csh") => Shell::Csh,
             _ => Shell::Sh,
         }
     }

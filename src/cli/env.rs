@@ -29,7 +29,7 @@ struct Plan {
 pub(super) fn env(common: &Common, args: &Env, output: &Output) -> Result<(), Failure> {
     let shell = args.shell.unwrap_or_else(|| {
         let caller = Process::open(Pid::own()).and_then(|own| own.parent()).ok().flatten();
-        Shell::of(caller.and_then(|caller| caller.name()).as_deref())
+        Shell::of(caller.and_then(|caller| caller.program()).as_deref())
     });
     if args.unset {
         // What says where things lie belongs to the login, and stays.

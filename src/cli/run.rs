@@ -14,6 +14,7 @@ use super::{Failure, client_options, exit, logging, runtime};
 use crate::client::Client;
 use crate::client::connect::places;
 use crate::kernel::dir::{Dir, Lock, own_uid};
+use crate::kernel::path::settle;
 use crate::kernel::{process, signals};
 use crate::place::{TOKEN_FILE, var};
 use crate::secret::file;
@@ -171,6 +172,12 @@ impl Drop for TokenHome {
 /// name with a dot, and not its lock for a moment.
 pub(super) fn sweep(runs: &Path) {
     const MADE_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
+    // By a way on which nobody else has a say, and not through a link: what is below is removed.
+    let (Some(parent), Some(name)) = (runs.parent(), runs.file_name()) else { return };
+    let Ok(runs) = settle(parent).map(|parent| parent.join(name)) else { return };
+    if Dir::open(&runs, own_uid()).is_err() {
+        return;
+    }
     let Ok(entries) = std::fs::read_dir(runs) else { return };
     for entry in entries.flatten() {
         let is_being_made = entry.file_name().as_encoded_bytes().starts_with(b".")

@@ -13,8 +13,9 @@ use crate::config::{BadConfig, Config};
 use crate::init::Starter;
 use crate::kernel::dir::{self, Dir, Lock, Unusable, own_uid};
 use crate::kernel::socket::inode_at;
-use crate::place::{self, Places, service_runtime_directory};
+use crate::place::{self, Places, service_runtime_directory, var};
 use crate::secret::file::{self, BadTokenFile, Origin};
+use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
 use crate::session::scope::{Scope, Scopes, UnknownScope};
 
@@ -72,17 +73,22 @@ pub(super) struct Foundation {
 /// What a daemon holds, by the names that clients and other daemons know it by: state directory, lock and
 /// owner's token.
 pub(super) struct Ground {
-    held: [(PathBuf, Option<(u64, u64)>); 2],
+    held: Vec<(PathBuf, Option<(u64, u64)>)>,
     token: PathBuf,
     watched: Watched,
 }
 
 impl Ground {
-    fn of(state: &Dir) -> Ground {
-        let (path, lock) = (state.path().to_path_buf(), state.path().join(place::LOCK_FILE));
-        let token = state.path().join(place::TOKEN_FILE);
-        let watched = Watched::of([&path, &lock, &token].into_iter().map(PathBuf::as_path));
-        Ground { held: [path, lock].map(|path| (path.clone(), inode_at(&path))), token, watched }
+    fn of(state: &Dir, is_system: bool) -> Ground {
+        let below = |name: &str| state.path().join(name);
+        let token = below(place::TOKEN_FILE);
+        let mut held = vec![state.path().to_path_buf(), below(place::LOCK_FILE), below(place::SESSIONS_DIR)];
+        if is_system {
+            held.extend([below(place::USERS_DIR), below(place::VERIFIERS_DIR)]);
+        }
+        let watched = Watched::of(held.iter().chain([&token]).map(PathBuf::as_path));
+        let held = held.into_iter().map(|path| (path.clone(), inode_at(&path))).collect();
+        Ground { held, token, watched }
     }
 
     /// Waits until it may have been taken away. Cancel safe.
@@ -90,10 +96,16 @@ impl Ground {
         self.watched.stirred().await;
     }
 
-    /// What has been removed, or replaced by somebody else's. The token may be another: it is rotated.
-    pub(super) fn missing(&self) -> Option<&Path> {
+    /// What has been removed, or replaced by somebody else's. The token is the one that this daemon goes by, `own`, which
+    /// is another file after each rotation. A file that holds none, or cannot be trusted, is for its user to mend.
+    pub(super) fn missing(&self, own: Option<TokenId>) -> Option<&Path> {
         let other = self.held.iter().find(|(path, inode)| inode_at(path) != *inode).map(|(path, _)| path);
-        other.or_else(|| Some(&self.token).filter(|token| inode_at(token).is_none())).map(PathBuf::as_path)
+        let is_other = || match file::read_as_client(&self.token) {
+            Ok(token) => own.is_some_and(|own| token.id() != own),
+            Err(BadTokenFile::Unusable(unusable)) => unusable.is_missing(),
+            Err(_) => false,
+        };
+        other.or_else(|| is_other().then_some(&self.token)).map(PathBuf::as_path)
     }
 }
 
@@ -111,8 +123,12 @@ impl Foundation {
         }
         let config = load_config(places, config)?;
         // Only a daemon that was started as one may believe this variable.
-        let state_path =
-            service_runtime_directory(&place::process_env).unwrap_or_else(|| places.state().to_path_buf());
+        let given = match starter {
+            Starter::Init => service_runtime_directory(&place::process_env),
+            // A client names one, whatever is in its name.
+            Starter::Client => place::process_env(var::RUNTIME_DIRECTORY).map(PathBuf::from),
+        };
+        let state_path = given.unwrap_or_else(|| places.state().to_path_buf());
         let state = Dir::open_or_create(&state_path, own_uid())?;
         let mut lock = take_lock(starter, places, &state, patience).await?;
         let _ = lock.note_holder(std::process::id());
@@ -147,7 +163,7 @@ impl Foundation {
         }
         let users = if places.is_system() { Some(Users::open(&state)?) } else { None };
         let store = Store::open(&state)?;
-        let ground = Ground::of(&state);
+        let ground = Ground::of(&state, places.is_system());
         Ok(Foundation {
             config,
             state,

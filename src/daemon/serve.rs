@@ -31,6 +31,9 @@ use crate::wire::auth::{CONTROL, Code};
 
 /// Shortest time between two attempts to mend what keeps the daemon from serving.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long a daemon that makes room for another finishes what is under way: less than that one waits for the lock.
+const ROOM_MADE_WITHIN: Duration = Duration::from_secs(3);
+const _: () = assert!(ROOM_MADE_WITHIN.as_secs() < LOCK_TIMEOUT.as_secs());
 /// How often the daemon looks whether its socket's file is still there.
 const SOCKET_CHECK: Duration = Duration::from_secs(15);
 
@@ -504,8 +507,8 @@ impl Server {
         {
             *lock(&hub.complaints) = self.complaints();
         }
-        if let Phase::Serving { ground, .. } = &self.phase
-            && let Some(path) = ground.missing()
+        if let Phase::Serving { hub, ground, .. } = &self.phase
+            && let Some(path) = ground.missing(hub.sessions.owner_token())
         {
             tracing::warn!(
                 authsock_event = "state_lost",
@@ -557,7 +560,14 @@ impl Server {
             // Whoever came before the file went would be lost with the queue.
             while gate.take_waiting() {}
         }
-        let deadline = Instant::now() + lock(&hub.config).drain;
+        let patience = lock(&hub.config).drain;
+        // Somebody may be waiting for this daemon's lock already.
+        let deadline = Instant::now()
+            + if matches!(end, End::SocketLost | End::StateLost) {
+                patience.min(ROOM_MADE_WITHIN)
+            } else {
+                patience
+            };
         while gate.in_handshake() > 0 || !self.connections.is_empty() {
             tokio::select! {
                 through = gate.finish(), if gate.in_handshake() > 0 => if let Some(connection) = through {
@@ -570,7 +580,7 @@ impl Server {
                         authsock_event = "drain_timeout",
                         "{} connections were still open after {} s (lifecycle.drain_seconds)",
                         self.connections.len(),
-                        lock(&hub.config).drain.as_secs()
+                        patience.as_secs()
                     );
                     break;
                 }

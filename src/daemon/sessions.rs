@@ -63,6 +63,11 @@ impl Sessions {
         &self.registry
     }
 
+    /// The public handle of the owner's token as it is now.
+    pub(super) fn owner_token(&self) -> Option<TokenId> {
+        lock(&self.registry).get(&SessionId::owner()).map(|session| session.token_id)
+    }
+
     /// Watches what happens to a session's connections.
     pub(super) fn lifeline(&self, id: &SessionId) -> Lifeline {
         let mut lifelines = lock(&self.lifelines);

@@ -58,8 +58,8 @@ pub(super) struct Store {
 /// Files of ended sessions whose leaders live.
 #[derive(Debug, Default)]
 struct Ended {
-    /// By their leaders, with the user; the oldest first.
-    of: HashMap<Identity, (u32, VecDeque<String>)>,
+    /// By their leaders, each with its session's user, the oldest first. Root leads sessions of several.
+    of: HashMap<Identity, VecDeque<(u32, String)>>,
     /// How many each user has.
     per_uid: HashMap<u32, usize>,
 }
@@ -67,26 +67,32 @@ struct Ended {
 impl Ended {
     /// Adds one, and gives those that are too many then.
     fn add(&mut self, leader: Identity, uid: u32, name: String, per_uid: usize) -> Vec<String> {
-        let (_, names) = self.of.entry(leader).or_insert_with(|| (uid, VecDeque::new()));
-        names.push_back(name);
         let in_all = self.per_uid.entry(uid).or_default();
         *in_all += 1;
         let most = if *in_all > per_uid { 1 } else { ENDED_PER_LEADER };
-        let surplus: Vec<String> = names.drain(..names.len().saturating_sub(most)).collect();
-        *in_all -= surplus.len();
-        surplus
+        let names = self.of.entry(leader).or_default();
+        names.push_back((uid, name));
+        let surplus: Vec<_> = names.drain(..names.len().saturating_sub(most)).collect();
+        self.uncount(surplus)
     }
 
     /// Takes away all of a leader.
-    fn take(&mut self, leader: &Identity) -> VecDeque<String> {
-        let Some((uid, names)) = self.of.remove(leader) else { return VecDeque::new() };
-        if let Entry::Occupied(mut in_all) = self.per_uid.entry(uid) {
-            *in_all.get_mut() -= names.len();
-            if *in_all.get() == 0 {
-                in_all.remove();
+    fn take(&mut self, leader: &Identity) -> Vec<String> {
+        let names = self.of.remove(leader).unwrap_or_default();
+        self.uncount(names)
+    }
+
+    fn uncount(&mut self, names: impl IntoIterator<Item = (u32, String)>) -> Vec<String> {
+        let uncount = |(uid, name)| {
+            if let Entry::Occupied(mut in_all) = self.per_uid.entry(uid) {
+                *in_all.get_mut() = in_all.get().saturating_sub(1);
+                if *in_all.get() == 0 {
+                    in_all.remove();
+                }
             }
-        }
-        names
+            name
+        };
+        names.into_iter().map(uncount).collect()
     }
 }
 
@@ -373,6 +379,12 @@ mod tests {
                 }
             );
         }
+        assert!(ended.per_uid.is_empty() && ended.of.is_empty());
+        // Root may lead sessions of several users.
+        let mut add = |uid: u32, name: &str| ended.add(leader(1), uid, name.into(), 1);
+        assert!(add(7, "a").is_empty() && add(8, "b").is_empty());
+        assert_eq!(add(8, "c"), ["a", "b"]);
+        assert_eq!(ended.take(&leader(1)), ["c"]);
         assert!(ended.per_uid.is_empty() && ended.of.is_empty());
     }
 }

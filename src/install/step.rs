@@ -167,7 +167,7 @@ impl Step {
                 remove_empty(and_if_empty);
                 Ok(outcome)
             }
-            Step::RemoveIfEmpty(path) => match std::fs::remove_dir(path) {
+            Step::RemoveIfEmpty(path) => match std::fs::remove_dir(settled(path)?) {
                 Ok(()) => Ok(Outcome::Done),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Outcome::Nothing),
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
@@ -219,7 +219,7 @@ fn settled(path: &Path) -> Result<PathBuf, CannotInstall> {
 
 /// Removes directories that are empty, the innermost first; others stay, whatever the reason.
 fn remove_empty(directories: &[PathBuf]) {
-    for path in directories {
+    for path in directories.iter().filter_map(|path| settled(path).ok()) {
         let _ = std::fs::remove_dir(path);
     }
 }

@@ -232,14 +232,16 @@ impl Setup {
         // A newer unit is for the next start; a daemon whose program has moved would come back as
         // the old one, or not at all, and one whose program was replaced is the old one still.
         let runs = !is(&service, "ActiveState", "inactive") && !is(&service, "ActiveState", "failed");
-        let has_moved = program.as_ref().is_some_and(|program| {
+        let command = service.get("ExecStart").filter(|command| !command.is_empty());
+        let is_started = |program: &Path| {
             let path = format!("path={} ;", program.display());
-            let command = service.get("ExecStart").filter(|command| !command.is_empty());
-            reload && command.is_some_and(|command| !command.contains(&path))
-        });
+            command.is_none_or(|command| command.contains(&path))
+        };
+        let has_moved = program.as_ref().is_some_and(|program| reload && !is_started(program));
         let process = service.get("MainPID").and_then(|pid| pid.parse().ok()).filter(|pid| *pid != 0);
         // A package restarts its own, and may start it by a script or through a wrapper.
-        let is_replaced = program.is_some_and(|program| {
+        // So may a drop-in of the user's.
+        let is_replaced = program.filter(|program| reload || is_started(program)).is_some_and(|program| {
             process.is_some_and(|process| survey::runs(Pid(process), &program) == Some(false))
         });
         if runs && (has_moved || is_replaced) {

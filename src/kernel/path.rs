@@ -15,10 +15,30 @@ const LINKS_MAX: usize = 40;
 
 /// The permission bits that let somebody else change a file or directory. A group is no somebody else if it is
 /// root's, or this user's alone.
-fn bits_of_others(stat: &FileStat) -> u32 {
+fn bits_of_others(path: &Path, stat: &FileStat) -> u32 {
     let is_own = stat.st_uid == own_uid() && own_uid() != 0;
     let is_harmless = stat.st_gid == 0 || (is_own && accounts::is_private_group(stat.st_gid, stat.st_uid));
-    if is_harmless { 0o002 } else { 0o022 }
+    // With an access list the group's bits are what the list may give to anybody (acl(5)).
+    if is_harmless && !has_access_list(path) { 0o002 } else { 0o022 }
+}
+
+/// Whether a file has an access list beyond its mode; one that cannot be asked counts as one that has.
+fn has_access_list(path: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return true };
+        // SAFETY: both names end with NUL, and nothing is written where no room is given.
+        let size = unsafe {
+            libc::lgetxattr(path.as_ptr(), c"system.posix_acl_access".as_ptr(), std::ptr::null_mut(), 0)
+        };
+        size >= 0 || !matches!(Errno::last(), Errno::ENODATA | Errno::EOPNOTSUPP)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        false
+    }
 }
 
 fn examine(path: &Path) -> Result<FileStat, Unusable> {
@@ -37,7 +57,7 @@ fn examine(path: &Path) -> Result<FileStat, Unusable> {
 pub fn refuse_replaceable(path: &Path) -> Result<(), Unusable> {
     for part in path.ancestors() {
         let stat = examine(part)?;
-        refuse_strangers(part, &stat, own_uid(), bits_of_others(&stat))?;
+        refuse_strangers(part, &stat, own_uid(), bits_of_others(part, &stat))?;
     }
     Ok(())
 }
@@ -83,7 +103,7 @@ pub fn settle(path: &Path) -> Result<PathBuf, Unusable> {
             continue;
         }
         let is_sticky = permissions(&stat) & 0o1000 != 0;
-        let others = if is_sticky { 0 } else { bits_of_others(&stat) };
+        let others = if is_sticky { 0 } else { bits_of_others(&next, &stat) };
         // What others may do to the file at the end is for whoever opens it to judge.
         if file_type(&stat) == SFlag::S_IFDIR {
             refuse_strangers(&next, &stat, own_uid(), others)?;

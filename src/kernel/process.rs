@@ -246,6 +246,18 @@ impl Process {
         self.is_alive().then_some(name)
     }
 
+    /// The file name of the program that it runs, which is not for it to choose as [`Process::name`] is.
+    pub fn program(&self) -> Option<String> {
+        #[cfg(target_os = "linux")]
+        let name = {
+            let path = std::fs::read_link(format!("/proc/{}/exe", self.pid)).ok()?;
+            path.file_name()?.to_str()?.trim_end_matches(" (deleted)").to_owned()
+        };
+        #[cfg(not(target_os = "linux"))]
+        let name = self.name()?;
+        self.is_alive().then_some(name)
+    }
+
     /// Its working directory, if it can be read.
     pub fn cwd(&self) -> Option<PathBuf> {
         #[cfg(target_os = "linux")]

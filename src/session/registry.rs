@@ -335,21 +335,20 @@ impl Registry {
     /// Takes all power from the token of the session that stands for a user: its file was removed. What is below
     /// that session stays; the user's next contact gives it a new token.
     pub fn forget_user(&mut self, uid: u32, now: Millis) {
-        self.users.remove(&uid);
         let living = self.sessions.get_mut(&SessionId::of_user(uid));
         for token_id in living.map(|living| std::mem::take(&mut living.tokens)).into_iter().flatten() {
             self.retire_token(token_id, EndReason::Revoked, now);
         }
     }
 
-    /// Users that have a session which stands for them.
+    /// Users that have a token.
     pub fn users(&self) -> impl Iterator<Item = u32> {
-        self.users.iter().copied()
+        self.users.iter().copied().filter(|uid| self.has_user(*uid))
     }
 
-    /// Whether a session stands for this user.
+    /// Whether this user has a token, which stands for the user's session.
     pub fn has_user(&self, uid: u32) -> bool {
-        self.users.contains(&uid)
+        self.sessions.get(&SessionId::of_user(uid)).is_some_and(|living| !living.tokens.is_empty())
     }
 
     /// Changes what the sessions that stand for users may do. Gives the sessions below them that have
@@ -1175,6 +1174,21 @@ mod tests {
         assert_eq!(registry.create(&asker, other.clone(), ask("a"), NOW).unwrap_err(), NotMade::Full(3));
         registry.end(&last.id, EndReason::Revoked, NOW);
         assert!(registry.create(&asker, other, ask("a"), NOW).is_ok());
+    }
+
+    #[test]
+    fn a_user_whose_token_was_removed_counts_as_before_and_gets_another() {
+        let (mut registry, _) = fixture();
+        let (first, second) = (verifier(), verifier());
+        let (old, new) = (first.id(), second.id());
+        registry.set_user(UID + 1, first, &[], NOW);
+        assert!(registry.has_user(UID + 1) && registry.is_empty());
+        registry.forget_user(UID + 1, NOW);
+        assert!(!registry.has_user(UID + 1) && registry.is_empty() && registry.users().next().is_none());
+        assert!(registry.grace_of(old).is_none());
+        registry.forget_user(UID + 1, NOW);
+        registry.set_user(UID + 1, second, &[], NOW);
+        assert!(registry.has_user(UID + 1) && registry.is_empty() && registry.grace_of(new).is_some());
     }
 
     #[test]

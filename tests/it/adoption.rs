@@ -38,7 +38,7 @@ fn without_a_socket_the_daemon_says_how_to_start_it() {
     ] {
         let words = refused_start(&ground, variables, None);
         assert!(
-            words.contains("no socket was passed") && words.contains("systemctl --user start"),
+            words.contains("no socket was passed") && words.contains("systemctl --user restart"),
             "{words}"
         );
     }

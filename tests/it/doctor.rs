@@ -884,7 +884,7 @@ fn a_service_that_ends_again_and_again_is_named_and_nobody_is_told_to_start_it_o
     let service = "LoadState=loaded\nActiveState=activating\nSubState=auto-restart\nResult=exit-code\nNRestarts=7\nExecStart={ path=/bin/sh ; }";
     let visit = visit_with_systemctl(&ground, &says(LISTENING, service));
     let finding = visit.names("problem", "unit-restarting", "authsock.service");
-    assert_eq!(finding["remedy"], "authsock logs -n 20");
+    assert_eq!(finding["remedy"], "authsock logs -n 20, and systemctl --user status authsock.service");
     assert!(finding["says"].as_str().unwrap().contains("exit-code"), "{finding}");
     assert!(!visit.report.to_string().contains("restart authsock.service"), "{:#}", visit.report);
     listener.set_nonblocking(true).unwrap();

@@ -396,6 +396,21 @@ fn what_lies_behind_a_stranger_s_link_is_neither_written_nor_removed() {
         assert!(error.contains("54321"), "{step}: {error}");
     }
     assert_eq!(real.names().unwrap().len(), 3);
+    // Nor what programs left that were run, in a runtime directory that was lent.
+    let Some(machine) = Machine::new() else { return };
+    let victim = Dir::open_or_create(&root.join("victim/data"), own_uid()).unwrap();
+    victim.replace("file", b"x").unwrap();
+    let lent = root.join("lent");
+    std::fs::create_dir(&lent).unwrap();
+    symlink(root.join("victim"), lent.join("authsock-run")).unwrap();
+    lchown(lent.join("authsock-run"), Some(54_321), None).unwrap();
+    for owner in [Some(0), Some(54_321)] {
+        lchown(&lent, owner, None).unwrap();
+        let path = format!("{}:{}", machine.bin.display(), std::env::var("PATH").unwrap());
+        let mut command = machine.ground.authsock(["uninstall"]);
+        command.env("PATH", path).env("XDG_RUNTIME_DIR", &lent).output().unwrap();
+        assert_eq!(victim.names().unwrap(), ["file"]);
+    }
     // Nor by a home that was lent.
     std::fs::create_dir(root.join("home")).unwrap();
     lchown(root.join("home"), Some(54_321), None).unwrap();
@@ -414,4 +429,33 @@ fn a_group_of_others_may_not_write_on_the_way_to_a_program_also_where_it_is_root
     lchown(&dir, None, Some(54_321)).unwrap();
     let refused = refuse_replaceable(&dir).unwrap_err();
     assert!(matches!(refused.problem, Problem::OthersMayWrite { .. }), "{refused}");
+    // Nor anybody whom an access list names: there the group's bits are what the list may give.
+    lchown(&dir, None, Some(0)).unwrap();
+    refuse_replaceable(&dir).unwrap();
+    if skip_unless(give_by_access_list(&dir, 54_321), "this file system has no access lists") {
+        return;
+    }
+    let refused = refuse_replaceable(&dir).unwrap_err();
+    assert!(matches!(refused.problem, Problem::OthersMayWrite { .. }), "{refused}");
+    assert!(settle(&dir.join("below")).is_err());
+}
+
+/// Lets a user write a directory by an access list (acl(5)), as setfacl(1) does.
+fn give_by_access_list(dir: &Path, uid: u32) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    // linux/posix_acl_xattr.h: the version, then tag, permissions and id of each entry.
+    let nobody = u32::MAX;
+    let entries: [(u16, u16, u32); 5] =
+        [(1, 7, nobody), (2, 7, uid), (4, 5, nobody), (0x10, 7, nobody), (0x20, 5, nobody)];
+    let mut value = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        value.extend(tag.to_le_bytes());
+        value.extend(permissions.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).unwrap();
+    let name = c"system.posix_acl_access";
+    // SAFETY: both names end with NUL, and the value has the length that is said.
+    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    set == 0
 }

@@ -249,22 +249,29 @@ fn a_daemon_whose_socket_is_taken_away_makes_room_at_once_and_sessions_go_on_wit
 #[cfg(target_os = "linux")]
 fn a_daemon_whose_state_is_taken_away_makes_room_for_one_that_lays_it_anew() {
     let ground = Ground::new();
-    for part in ["token", "lock", ""] {
+    let other = "ab".repeat(32);
+    for part in ["token", "lock", "sessions", "another token", ""] {
         let before = daemon_pid(&ground);
         let token = ground.token();
         let mut open = Line::connect(&ground.ondemand_socket());
         assert_eq!(open.plain(&token)["success"], true);
         assert_eq!(open.call("ping", &serde_json::json!({}))["result"]["pong"], true);
-        if part.is_empty() {
-            std::fs::remove_dir_all(ground.state()).unwrap();
-        } else {
-            std::fs::remove_file(ground.state().join(part)).unwrap();
+        match part {
+            "" => std::fs::remove_dir_all(ground.state()).unwrap(),
+            "sessions" => std::fs::remove_dir_all(ground.state().join(part)).unwrap(),
+            "another token" => {
+                put(&ground.root().join("next"), &other, 0o600);
+                std::fs::rename(ground.root().join("next"), ground.token_path()).unwrap();
+            }
+            file => std::fs::remove_file(ground.state().join(file)).unwrap(),
         }
-        // At this very moment, and nobody is turned away.
-        let after = daemon_pid(&ground);
-        assert_ne!(after, before, "{part}");
+        // Where clients need what is gone, not one of them is turned away; elsewhere it may still answer for a moment.
+        if part == "token" || part.is_empty() {
+            assert_ne!(daemon_pid(&ground), before, "{part}");
+        }
         assert_eq!(open.receive(), None, "closed in order");
         wait_for_end(before);
+        let after = daemon_pid(&ground);
         // Of a directory that goes, its files go first.
         let log = ground.log();
         let told = format!("{}/", ground.state().display());
@@ -272,7 +279,11 @@ fn a_daemon_whose_state_is_taken_away_makes_room_for_one_that_lays_it_anew() {
             log.lines().any(|line| line.contains(&told) && line.contains("was removed or replaced")),
             "{log}"
         );
-        assert_eq!(ground.token() == token, part == "lock", "a token that is there is kept, {part}");
+        match part {
+            "lock" | "sessions" => assert_eq!(ground.token(), token, "a token that is there is kept, {part}"),
+            "another token" => assert_eq!(ground.token(), other),
+            _ => assert_ne!(ground.token(), token),
+        }
         assert_eq!(daemon_pid(&ground), after);
     }
 }

@@ -14,7 +14,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 
 from stage import as_user, check, main, run, same, until
 from tester import (
