@@ -467,7 +467,16 @@ fn run_ends_as_its_command_ends() {
         (&["authsock-has-no-such-command"], 127),
         (&[path(&below)], 126),
     ] {
-        let output = ground.authsock(["run", "--"]).args(command).output().unwrap();
+        let mut run = ground.authsock(["run", "--"]);
+        // Whoever runs the tests may ignore it (nohup), and ignoring is inherited.
+        // SAFETY: signal(2) is async-signal-safe, and the default runs no code of ours.
+        unsafe {
+            run.pre_exec(|| {
+                libc::signal(libc::SIGHUP, libc::SIG_DFL);
+                Ok(())
+            });
+        }
+        let output = run.args(command).output().unwrap();
         assert_eq!(code_of(&output), code, "{command:?}: {}", text_of(&output));
         assert_eq!(ground.json(["status"])["sessions"], 0, "{command:?}");
     }
