@@ -13,7 +13,7 @@ use crate::wire::auth::Code;
 const BURST: u32 = 20;
 /// Refusals of all: one person may have thousands of user ids (subuid(5)), and journald itself leaves out what is too
 /// much of a service, whosever it is (journald.conf(5), RateLimitBurst=).
-const BURST_OF_ALL: u32 = 200;
+const BURST_OF_ALL: u32 = 1000;
 
 /// Counts refusals and lets some of them through to the log.
 #[derive(Debug)]
