@@ -403,6 +403,44 @@ mod tests {
     use std::os::unix::net::UnixStream as StdStream;
 
     #[test]
+    fn who_is_refused_unheard_hears_why_as_far_as_there_are_places_for_that() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("socket");
+        let listener = StdListener::bind(&path).unwrap();
+        let capacity = Capacity { sessions: 1, sessions_per_uid: 1 };
+        let verifier = Verifier::of(&Token::generate().unwrap());
+        let registry = Registry::new(own_uid(), verifier, now(), capacity);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            // Somebody else's gate: this user is refused before a byte is read.
+            let mut settings = Settings::of(&Config::default(), own_uid() + 1);
+            settings.unauthenticated = (8, 8);
+            assert_eq!(settings.leaving(), (2, 2));
+            let mut gate = Gate::new(vec![listener], Arc::new(Mutex::new(registry)), settings).unwrap();
+            // They neither read nor leave.
+            let clients: Vec<StdStream> = (0..5).map(|_| StdStream::connect(&path).unwrap()).collect();
+            let mut streams = Vec::new();
+            for _ in &clients {
+                streams.push(gate.accept_unserved().await.unwrap());
+            }
+            // All at one moment, so that nobody is gone before the last has come.
+            streams.into_iter().for_each(|stream| gate.admit(stream));
+            assert_eq!(gate.in_handshake(), 2, "the others were closed");
+            while gate.in_handshake() > 0 {
+                assert!(gate.finish().await.is_none());
+            }
+            let told = clients.into_iter().map(|mut client| {
+                let mut words = String::new();
+                let _ = client.read_to_string(&mut words);
+                words
+            });
+            let told: Vec<String> = told.filter(|words| !words.is_empty()).collect();
+            assert_eq!(told.len(), 2, "{told:?}");
+            assert!(told.iter().all(|words| words.contains("peer_denied")), "{told:?}");
+        });
+    }
+
+    #[test]
     fn who_was_turned_away_counts_no_more() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("socket");

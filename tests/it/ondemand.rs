@@ -289,6 +289,19 @@ fn a_daemon_whose_state_is_taken_away_makes_room_for_one_that_lays_it_anew() {
 }
 
 #[test]
+fn a_runtime_directory_with_a_colon_in_its_name_is_one_directory() {
+    let ground = Ground::new();
+    let runtime = ground.root().join("a:b");
+    std::fs::create_dir(&runtime).unwrap();
+    std::fs::set_permissions(&runtime, PermissionsExt::from_mode(0o700)).unwrap();
+    for verb in [&["whoami"][..], &["call", "daemon.retire"]] {
+        let output = ground.authsock([]).args(verb).env("XDG_RUNTIME_DIR", &runtime).output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+    }
+    assert!(runtime.join("authsock/token").is_file());
+}
+
+#[test]
 fn a_token_that_is_rotated_is_not_taken_for_one_that_was_taken_away() {
     let ground = Ground::new();
     let before = daemon_pid(&ground);

@@ -204,6 +204,14 @@ def _():
         same(authsock("whoami").returncode, 0, dropin.split("=")[0])
         same(answered("status")["token_source"], "credential", "its source")
         assert token() == secret, "clients find another token where they look"
+    # Of a directory systemd makes one credential for each file in it, and none of the name that counts.
+    os.makedirs("/run/given", exist_ok=True)
+    os.chmod("/run/given", 0o755)
+    shutil.copy(path, "/run/given/of-a-directory")
+    os.chown("/run/given/of-a-directory", TESTER, TESTER)
+    ground("", authsock__service="[Service]\nLoadCredential=authsock.token:/run/given\n")
+    same(authsock("whoami").returncode, 3, "a client of a daemon whose credential is a directory")
+    assert "names a directory" in show(SERVICE, "StatusText"), show(SERVICE, "StatusText")
     ground("", authsock__service="[Service]\nSetCredential=authsock.token:nonsense\n")
     done = authsock("whoami")
     same(done.returncode, 3, f"a client of a daemon without a token: {done.stderr}")
