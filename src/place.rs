@@ -62,6 +62,11 @@ const SYSTEM: (&str, &str, &str) = if cfg!(target_os = "macos") {
 /// Linux and 104 on macOS (unix(7), unix(4)).
 pub const SOCKET_PATH_MAX: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
 
+/// What a service does not see whose unit has `ProtectHome=yes` (systemd.exec(5)).
+pub const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
+/// What one does not see that has `PrivateTmp=yes`: it has its own.
+pub const TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
+
 /// Reads one environment variable; a test gives its own.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 

@@ -14,7 +14,7 @@ use super::{Failure, client_options, exit, logging, runtime};
 use crate::client::Client;
 use crate::client::connect::places;
 use crate::kernel::dir::{Dir, Lock, own_uid};
-use crate::kernel::path::settle;
+use crate::kernel::path::settle_name;
 use crate::kernel::{process, signals};
 use crate::place::{TOKEN_FILE, var};
 use crate::secret::file;
@@ -173,8 +173,7 @@ impl Drop for TokenHome {
 pub(super) fn sweep(runs: &Path) {
     const MADE_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
     // By a way on which nobody else has a say, and not through a link: what is below is removed.
-    let (Some(parent), Some(name)) = (runs.parent(), runs.file_name()) else { return };
-    let Ok(runs) = settle(parent).map(|parent| parent.join(name)) else { return };
+    let Ok(runs) = settle_name(runs) else { return };
     if Dir::open(&runs, own_uid()).is_err() {
         return;
     }

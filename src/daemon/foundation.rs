@@ -132,12 +132,7 @@ impl Foundation {
         let state = Dir::open_or_create(&state_path, own_uid())?;
         let mut lock = take_lock(starter, places, &state, patience).await?;
         let _ = lock.note_holder(std::process::id());
-        // Other credentials of the service are none of ours: only one of this name counts.
-        if let Some(part) = part_of_a_credential() {
-            return Err(CannotServe::CredentialDirectory(part));
-        }
-        let credential = place::service_credential(&place::process_env)
-            .filter(|path| starter == Starter::Init && path.symlink_metadata().is_ok());
+        let credential = credential(starter)?;
         let (token, origin) = match &credential {
             Some(credential) => file::install_credential(&state, place::TOKEN_FILE, credential)?,
             None => file::open_or_mint(&state, place::TOKEN_FILE)?,
@@ -177,14 +172,22 @@ impl Foundation {
     }
 }
 
-/// A credential that was made of a file in a directory (systemd.exec(5), LoadCredential=), where the one that we are
-/// to have is not there itself.
-fn part_of_a_credential() -> Option<PathBuf> {
-    let own = place::service_credential(&place::process_env).filter(|path| !path.exists())?;
+/// The credential of the service that says what the owner's token is, if an init system gave one. Others are none of
+/// ours: only one of this name counts, and of a directory systemd makes one of another name for each file in it
+/// (systemd.exec(5), LoadCredential=).
+fn credential(starter: Starter) -> Result<Option<PathBuf>, CannotServe> {
+    let given = place::service_credential(&place::process_env).filter(|_| starter == Starter::Init);
+    let Some(own) = given else { return Ok(None) };
+    if own.symlink_metadata().is_ok() {
+        return Ok(Some(own));
+    }
     let prefix = format!("{}_", place::CREDENTIAL_FILE);
-    let mut entries = std::fs::read_dir(own.parent()?).ok()?.flatten();
+    let entries = own.parent().and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten().flatten();
     let is_part = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(prefix.as_bytes());
-    entries.find(|entry| is_part(&entry.file_name())).map(|entry| entry.path())
+    match entries.map(|entry| entry.path()).find(|path| path.file_name().is_some_and(is_part)) {
+        Some(part) => Err(CannotServe::CredentialDirectory(part)),
+        None => Ok(None),
+    }
 }
 
 /// Reads the configuration that a daemon goes by.

@@ -128,9 +128,12 @@ impl Sessions {
     fn tell(&self, ended: &[(Arc<Session>, EndReason)]) {
         for (session, reason) in ended {
             self.log.ended(session, reason);
-            let leader_lives = session.leader.is_some_and(|leader| lock(&self.registry).leads(&leader));
+            let (leader_lives, per_uid) = {
+                let registry = lock(&self.registry);
+                let leads = session.leader.is_some_and(|leader| registry.leads(&leader));
+                (leads, registry.capacity().sessions_per_uid)
+            };
             if leader_lives {
-                let per_uid = lock(&self.registry).capacity().sessions_per_uid;
                 self.store.end(session, reason, per_uid);
             } else {
                 self.store.forget(&session.id);

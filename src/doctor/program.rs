@@ -9,11 +9,7 @@ use crate::kernel::dir::own_uid;
 use crate::kernel::path::refuse_replaceable;
 use crate::kernel::process::Pid;
 use crate::kernel::survey;
-use crate::place::Places;
-
-/// What `ProtectHome=` and `PrivateTmp=` keep from a unit (systemd.exec(5)).
-const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
-const TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
+use crate::place::{HOMES, Places, TEMPORARY};
 
 /// What systemd says of the service that starts the program.
 pub(super) struct Facts {

@@ -111,11 +111,9 @@ pub fn start(
     let inode = socket::inode_at(path.as_path());
     let done = start_on(listener, places, exe, config, env, patience);
     // What nobody will ever listen on would look like a daemon that was killed. One that is only slow keeps its own.
-    if done.as_ref().is_err_and(|error| !matches!(error, CannotStart::Silent))
-        && inode.is_some()
-        && socket::inode_at(path.as_path()) == inode
-    {
-        let _ = std::fs::remove_file(path.as_path());
+    if done.as_ref().is_err_and(|error| !matches!(error, CannotStart::Silent)) {
+        // The lock is held already.
+        let _ = remove_socket(None, path.as_path(), inode);
     }
     done
 }
@@ -291,8 +289,8 @@ pub fn report_ready(log: &File) -> io::Result<()> {
 /// The daemon's end: takes the socket's file away before it exits, so that the next client starts
 /// another daemon. Does nothing if the file is somebody else's by now. Holds the starters' lock
 /// meanwhile; `Ok(false)` if a client is just starting a daemon, or looking for one. Without a state
-/// directory, which somebody may be removing, nothing is made in it: no starter replaces a socket that is
-/// listened on, and this one still is.
+/// directory no lock is asked for: whoever starts a daemon holds it, and where somebody may be removing the
+/// directory nothing is made in it (no starter replaces a socket that is listened on, and this one still is).
 ///
 /// # Errors
 /// [`Unusable`] if the lock cannot be had.

@@ -4,10 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{CannotInstall, Scope};
 use crate::kernel::path;
-
-/// What the machine's daemon does not see: `ProtectHome=yes` and `PrivateTmp=yes` of its unit
-/// (systemd.exec(5)).
-const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
+use crate::place::{HOMES, TEMPORARY};
 
 /// Refuses a program that will not stay, that others could replace, or that the daemon would not see.
 ///
@@ -43,9 +40,10 @@ pub fn examine_program(program: &Path, scope: Scope) -> Result<PathBuf, CannotIn
     Ok(real)
 }
 
-/// The directory below which the machine's daemon sees nothing, if the path lies in one.
-pub(crate) fn hidden(path: &Path) -> Option<&'static str> {
-    HIDDEN.into_iter().find(|hidden| path.starts_with(hidden))
+/// The directory below which the machine's daemon sees nothing, if the path lies in one: its unit has `ProtectHome=yes`
+/// and `PrivateTmp=yes`.
+fn hidden(path: &Path) -> Option<&'static str> {
+    HOMES.into_iter().chain(TEMPORARY).find(|hidden| path.starts_with(hidden))
 }
 
 #[cfg(test)]

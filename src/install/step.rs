@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::CannotInstall;
 use super::command::ask;
 use crate::kernel::dir::{Dir, own_uid};
-use crate::kernel::path::settle;
+use crate::kernel::path::{settle, settle_name};
 use crate::kernel::socket::is_dead;
 use crate::place::{self, SocketPath};
 
@@ -148,7 +148,7 @@ impl Step {
                 Ok(Outcome::Done)
             }
             Step::Remove { path, and_if_empty } => {
-                let outcome = match std::fs::remove_file(settled(path)?) {
+                let outcome = match std::fs::remove_file(settle_name(path)?) {
                     Ok(()) => Outcome::Done,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Outcome::Nothing,
                     Err(error) => return Err(failed("remove", path)(error)),
@@ -167,7 +167,7 @@ impl Step {
                 remove_empty(and_if_empty);
                 Ok(outcome)
             }
-            Step::RemoveIfEmpty(path) => match std::fs::remove_dir(settled(path)?) {
+            Step::RemoveIfEmpty(path) => match std::fs::remove_dir(settle_name(path)?) {
                 Ok(()) => Ok(Outcome::Done),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Outcome::Nothing),
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
@@ -208,24 +208,15 @@ fn open_parent(path: &Path) -> Result<(Dir, String), CannotInstall> {
     Ok((Dir::open_or_create(&settle(parent)?, own_uid())?, name.to_owned()))
 }
 
-/// The same file by a way on which nobody else has a say: only what is there is removed, and not what somebody's
-/// link leads to. The file itself is not followed if it is a link.
-fn settled(path: &Path) -> Result<PathBuf, CannotInstall> {
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => Ok(settle(parent)?.join(name)),
-        _ => Err(failed("remove", path)(io::ErrorKind::InvalidInput.into())),
-    }
-}
-
 /// Removes directories that are empty, the innermost first; others stay, whatever the reason.
 fn remove_empty(directories: &[PathBuf]) {
-    for path in directories.iter().filter_map(|path| settled(path).ok()) {
+    for path in directories.iter().filter_map(|path| settle_name(path).ok()) {
         let _ = std::fs::remove_dir(path);
     }
 }
 
 fn remove_dead_socket(path: &Path) -> Result<Outcome, CannotInstall> {
-    let path = &settled(path)?;
+    let path = &settle_name(path)?;
     let dead = match is_dead(&SocketPath::new(path)?) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Outcome::Nothing),
         answer => answer.map_err(failed("look at", path))?,
@@ -242,7 +233,7 @@ fn remove_dead_socket(path: &Path) -> Result<Outcome, CannotInstall> {
 
 /// Removes state and log while no daemon can start on them: both locks are held.
 fn remove_state(state: &Path, log: Option<&Path>) -> Result<Outcome, CannotInstall> {
-    let state = &settled(state)?;
+    let state = &settle_name(state)?;
     let mut outcome = Outcome::Nothing;
     match Dir::open(state, own_uid()) {
         Ok(dir) => {
@@ -263,7 +254,7 @@ fn remove_state(state: &Path, log: Option<&Path>) -> Result<Outcome, CannotInsta
     }
     if let Some(log) = log {
         // What else somebody keeps beside it stays.
-        let log = settled(log)?;
+        let log = settle_name(log)?;
         let mut old = log.clone().into_os_string();
         old.push(".old");
         for path in [log.clone(), old.into()] {
@@ -280,7 +271,7 @@ fn remove_state(state: &Path, log: Option<&Path>) -> Result<Outcome, CannotInsta
 
 /// Removes a directory of this user's; of a link, only the link.
 fn remove_tree(path: &Path) -> Result<Outcome, CannotInstall> {
-    let path = &settled(path)?;
+    let path = &settle_name(path)?;
     let removed = match path.symlink_metadata() {
         Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
         Ok(_) => std::fs::remove_file(path),

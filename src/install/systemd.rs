@@ -225,8 +225,7 @@ impl Setup {
         }
         // Somebody removed the file under the unit that listens; or the unit was masked for a while, and has lost its
         // socket without saying so.
-        let is_dead = survey::is_listened_on(&self.socket) == Some(false);
-        if is(&socket, "ActiveState", "active") && is_dead {
+        if is(&socket, "ActiveState", "active") && survey::is_listened_on(&self.socket) == Some(false) {
             plan.steps.push(self.step(&["restart", SOCKET]));
         }
         // A newer unit is for the next start; a daemon whose program has moved would come back as
@@ -239,8 +238,7 @@ impl Setup {
         };
         let has_moved = program.as_ref().is_some_and(|program| reload && !is_started(program));
         let process = service.get("MainPID").and_then(|pid| pid.parse().ok()).filter(|pid| *pid != 0);
-        // A package restarts its own, and may start it by a script or through a wrapper.
-        // So may a drop-in of the user's.
+        // What is started in another way, by a package's script or a drop-in of the user's, is not judged.
         let is_replaced = program.filter(|program| reload || is_started(program)).is_some_and(|program| {
             process.is_some_and(|process| survey::runs(Pid(process), &program) == Some(false))
         });

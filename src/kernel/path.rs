@@ -113,6 +113,18 @@ pub fn settle(path: &Path) -> Result<PathBuf, Unusable> {
     Ok(real)
 }
 
+/// Where the directory of a file leads, as [`settle`] has it, with the file's name: the file itself is not followed if it
+/// is a link, so that only what is there is removed.
+///
+/// # Errors
+/// [`Unusable`]; also for a path that ends in no name.
+pub fn settle_name(path: &Path) -> Result<PathBuf, Unusable> {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Ok(settle(parent)?.join(name)),
+        _ => Err(Unusable::io(path, "find", io::Error::from(io::ErrorKind::InvalidInput))),
+    }
+}
+
 /// The names in a path, the last one first.
 fn names(path: &Path) -> Vec<OsString> {
     let names = path.components().rev().filter_map(|part| match part {
