@@ -91,6 +91,12 @@ pub struct Config {
     pub sessions: usize,
     /// `limits.sessions_per_uid`, 1 to 1000000. Default 1024.
     pub sessions_per_uid: usize,
+    /// `limits.session_depth`, 1 to 64: sessions within each other. Default 16.
+    pub session_depth: usize,
+    /// `limits.session_descendants`, 0 to 1000000: sessions below one, at any depth. Default 256.
+    pub session_descendants: usize,
+    /// `limits.ended_kept_seconds`, 0 to 604800: how long an ended session is remembered. Default 3600.
+    pub ended_kept: Duration,
     /// `limits.request_line_bytes`, 4096 to 67108864: a line after the handshake. Default 1048576.
     pub request_line: usize,
     /// `limits.write_timeout_seconds`, 1 to 3600: for a client that does not read. Default 30.
@@ -123,6 +129,9 @@ impl Default for Config {
             connections_per_uid: 4096,
             sessions: 4096,
             sessions_per_uid: 1024,
+            session_depth: 16,
+            session_descendants: 256,
+            ended_kept: Duration::from_secs(3600),
             request_line: 1 << 20,
             write_timeout: Duration::from_secs(30),
             idle_exit: Some(Duration::from_secs(300)),
@@ -210,6 +219,9 @@ struct LimitsTable {
     connections_per_uid: Option<Bounded<1, 1_000_000>>,
     sessions: Option<Bounded<1, 1_000_000>>,
     sessions_per_uid: Option<Bounded<1, 1_000_000>>,
+    session_depth: Option<Bounded<1, 64>>,
+    session_descendants: Option<Bounded<0, 1_000_000>>,
+    ended_kept_seconds: Option<Bounded<0, 604_800>>,
     request_line_bytes: Option<Bounded<4096, 67_108_864>>,
     write_timeout_seconds: Option<Bounded<1, 3600>>,
 }
@@ -294,6 +306,9 @@ impl Config {
         set(&mut self.connections_per_uid, limits.connections_per_uid.map(Bounded::count));
         set(&mut self.sessions, limits.sessions.map(Bounded::count));
         set(&mut self.sessions_per_uid, limits.sessions_per_uid.map(Bounded::count));
+        set(&mut self.session_depth, limits.session_depth.map(Bounded::count));
+        set(&mut self.session_descendants, limits.session_descendants.map(Bounded::count));
+        set(&mut self.ended_kept, limits.ended_kept_seconds.map(Bounded::seconds));
         set(&mut self.write_timeout, limits.write_timeout_seconds.map(Bounded::seconds));
         set(&mut self.request_line, limits.request_line_bytes.map(Bounded::count));
         let idle = lifecycle.idle_exit_seconds.map(Bounded::seconds);
@@ -340,6 +355,9 @@ mod tests {
             ("limits", "connections_per_uid", 1, 1_000_000),
             ("limits", "sessions", 1, 1_000_000),
             ("limits", "sessions_per_uid", 1, 1_000_000),
+            ("limits", "session_depth", 1, 64),
+            ("limits", "session_descendants", 0, 1_000_000),
+            ("limits", "ended_kept_seconds", 0, 604_800),
             ("limits", "request_line_bytes", 4096, 67_108_864),
             ("limits", "write_timeout_seconds", 1, 3600),
             ("lifecycle", "idle_exit_seconds", 0, 31_536_000),

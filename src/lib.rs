@@ -16,7 +16,7 @@
 //! use authsock::gate::{self, Gate, Settings};
 //! use authsock::init::{self, Starter};
 //! use authsock::secret::{file, verifier::Verifier};
-//! use authsock::session::registry::{Capacity, Registry};
+//! use authsock::session::registry::{Limits, Registry};
 //! use authsock::kernel::dir::{Dir, own_uid};
 //!
 //! # async fn serve() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,8 +26,8 @@
 //! let state = Dir::open_or_create("/run/user/1000/mine".as_ref(), own_uid())?;
 //! let (token, _origin) = file::open_or_mint(&state, "token")?;
 //!
-//! let capacity = Capacity { sessions: 100, sessions_per_uid: 100 };
-//! let registry = Registry::new(own_uid(), Verifier::of(&token), gate::now(), capacity);
+//! let limits = Limits { sessions: 100, ..Limits::default() };
+//! let registry = Registry::new(own_uid(), Verifier::of(&token), gate::now(), limits);
 //! let settings = Settings::of(&Config::default(), own_uid());
 //! let listeners = activation.sockets.into_iter().map(|socket| socket.listener).collect();
 //! let mut gate = Gate::new(listeners, Arc::new(Mutex::new(registry)), settings)?;

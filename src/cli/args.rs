@@ -83,7 +83,7 @@ pub(super) enum Verb {
     Doctor(Doctor),
     /// Call a method of the daemon
     Call(Call),
-    /// List or end sessions
+    /// List, show, rename or end sessions, or give one a new token
     #[command(subcommand)]
     Session(Session),
     /// Set authsock up with the init system (systemd, launchd): it owns the socket from then on
@@ -230,6 +230,35 @@ pub(super) enum Session {
         /// All realms (owner only)
         #[arg(long)]
         all_realms: bool,
+        /// Those that ended within the last hour, and why, instead of those that live
+        #[arg(long)]
+        ended: bool,
+        /// Each below the one that it came from
+        #[arg(long, conflicts_with = "ended")]
+        tree: bool,
+    },
+    /// Show all that is known of a session, also of one that ended within the last hour
+    Show {
+        /// Its id [default: the session that this process belongs to]
+        id: Option<String>,
+    },
+    /// Give a session another name
+    Rename {
+        /// Its id
+        id: String,
+        /// Its name from now on
+        name: String,
+    },
+    /// Make a new token for a session; the old one still connects for a minute
+    Rotate {
+        /// Its id; another's than one's own needs --write [default: the session that this process belongs to]
+        id: Option<String>,
+        /// The file that the new token is written to, 0600, in the place of what is there [default: where the old one came from]
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
+        /// The old token is worth nothing at once
+        #[arg(long)]
+        now: bool,
     },
     /// End a session and all that came from it: its token is worth nothing any more, its programs go on
     Revoke {

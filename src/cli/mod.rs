@@ -86,6 +86,7 @@ impl From<CallError> for Failure {
     fn from(error: CallError) -> Failure {
         let (code, detail) = match &error {
             CallError::Refused(error) => (exit::FAILED, Some(Value::from(error.code))),
+            CallError::SessionEnded(reason) => (exit::REFUSED, Some(Value::from(reason.as_str()))),
             _ => (exit::NO_DAEMON, None),
         };
         Failure { detail, ..Failure::new(code, error) }
@@ -130,7 +131,7 @@ pub fn main() -> ExitCode {
         Verb::Doctor(args) => return finish_run(doctor::doctor(&common, &args, &output), &output),
         Verb::Call(args) => with_client(&common, async |client| call::call(client, &args, &output).await),
         Verb::Session(verb) => {
-            with_client(&common, async |client| session::session(client, &verb, &output).await)
+            with_client(&common, async |client| session::session(client, &common, &verb, &output).await)
         }
         Verb::Token(verb) => {
             with_client(&common, async |client| token::token(client, &common, &verb, &output).await)

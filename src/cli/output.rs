@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use serde_json::{Value, json};
 
+use crate::gate::now;
 use crate::wire::text::{is_deceptive, printable};
 
 /// Where results go.
@@ -134,6 +135,19 @@ pub(super) fn text(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(" "),
         other => other.to_string(),
+    }
+}
+
+/// How long ago a moment was, in milliseconds since 1970.
+pub(super) fn ago(when: &Value) -> String {
+    span(now().saturating_sub(when.as_u64().unwrap_or(0)) / 1000)
+}
+
+/// When something ends by itself that may have no such moment.
+pub(super) fn expires(when: &Value) -> String {
+    match when.as_u64() {
+        None => "never by itself".into(),
+        Some(when) => format!("in {}", span(when.saturating_sub(now()).div_ceil(1000))),
     }
 }
 

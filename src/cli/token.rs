@@ -1,4 +1,6 @@
-//! `authsock token rotate`: a new token for the session that this process belongs to.
+//! `authsock token rotate` and `authsock session rotate`: a new token for a session, and the file that it goes to.
+
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -14,6 +16,17 @@ use crate::secret::token::Token;
 use crate::secret::verifier::Verifier;
 use crate::session::SessionId;
 
+/// Whose token is replaced, and where the new one goes.
+#[derive(Debug, Default)]
+pub(super) struct Rotation<'a> {
+    /// A session below this one; by default this one.
+    pub(super) id: Option<&'a str>,
+    /// The file; by default the one that this process's own token came from.
+    pub(super) write: Option<&'a Path>,
+    /// Whether the old one is worth nothing at once.
+    pub(super) now: bool,
+}
+
 pub(super) async fn token(
     client: &mut Client,
     common: &Common,
@@ -21,16 +34,42 @@ pub(super) async fn token(
     output: &Output,
 ) -> Result<(), Failure> {
     let Verb::Rotate { now } = verb;
+    rotate(client, common, &Rotation { now: *now, ..Rotation::default() }, output).await
+}
+
+pub(super) async fn rotate(
+    client: &mut Client,
+    common: &Common,
+    rotation: &Rotation<'_>,
+    output: &Output,
+) -> Result<(), Failure> {
     let mut params = Map::new();
-    if *now {
+    if rotation.now {
         params.insert("grace_seconds".into(), 0.into());
     }
-    let id = client.session().id.parse::<SessionId>();
+    if let Some(id) = rotation.id {
+        params.insert("id".into(), id.into());
+    }
+    let id = rotation.id.unwrap_or(&client.session().id).parse::<SessionId>();
     let answer = if id.is_ok_and(|id| id.stands_for_somebody()) {
-        // The daemon writes the file of the owner, or of a user, itself.
+        if let Some(file) = rotation.write {
+            let words = format!(
+                "{} is not written: the daemon itself writes the file of who stands for the owner or a user",
+                file.display()
+            );
+            return Err(Failure::new(exit::USAGE, words));
+        }
         client.call("session.rotate", Some(&Value::Object(params))).await?
     } else {
-        rotate_own(client, common, params).await?
+        let file = match rotation.write {
+            Some(file) => file.to_path_buf(),
+            None if rotation.id.is_some_and(|id| id != client.session().id) => {
+                let words = "--write FILE is missing: where another session's token lies is not known here";
+                return Err(Failure::new(exit::USAGE, words));
+            }
+            None => own_file(common)?,
+        };
+        rotate_in(client, &file, params).await?
     };
     if output.is_json() {
         return Ok(output.value(&answer)?);
@@ -42,30 +81,31 @@ pub(super) async fn token(
     Ok(output.fields(&[("new token id", text(&answer["token_id"])), ("old token", grace)])?)
 }
 
-/// A session's token is made here, and only what verifies it is sent. The new file is whole before
-/// the daemon hears of it, and in place right after.
-async fn rotate_own(
-    client: &mut Client,
-    common: &Common,
-    mut params: Map<String, Value>,
-) -> Result<Value, Failure> {
-    const NEXT: &str = ".token-next";
-    let fail = |error: &dyn std::fmt::Display| Failure::new(exit::FAILED, error);
-    let found = discover::token(
-        &discover::trusted_env,
-        &client_places(&client_options(common)),
-        common.token_file.as_deref(),
-    )
-    .map_err(|error| fail(&error))?;
-    let path = match found.source {
-        Source::Given(path) | Source::File(path) => path,
+/// The file that this process's own token came from.
+fn own_file(common: &Common) -> Result<PathBuf, Failure> {
+    let places = client_places(&client_options(common));
+    let found = discover::token(&discover::trusted_env, &places, common.token_file.as_deref());
+    match found.map_err(|error| Failure::new(exit::FAILED, error))?.source {
+        Source::Given(path) | Source::File(path) => Ok(path),
         other => {
             let words = format!(
                 "the token came from {other}; only one that lies in a file of its own can be rotated"
             );
-            return Err(Failure::new(exit::FAILED, words));
+            Err(Failure::new(exit::FAILED, words))
         }
-    };
+    }
+}
+
+/// A session's token is made here, and only what verifies it is sent. The new file is whole before
+/// the daemon hears of it, and in place right after.
+async fn rotate_in(
+    client: &mut Client,
+    path: &Path,
+    mut params: Map<String, Value>,
+) -> Result<Value, Failure> {
+    const NEXT: &str = ".token-next";
+    let fail = |error: &dyn std::fmt::Display| Failure::new(exit::FAILED, error);
+    let path = std::path::absolute(path)?;
     let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return Err(Failure::new(exit::FAILED, format!("{} cannot be replaced", path.display())));
     };

@@ -1,11 +1,8 @@
 //! `authsock whoami`: which session this process belongs to, in the daemon's words.
 
-use serde_json::Value;
-
 use super::Failure;
-use super::output::{Output, span, text};
+use super::output::{Output, expires, text};
 use crate::client::Client;
-use crate::gate::now;
 use crate::handshake::client::Bound;
 
 pub(super) async fn whoami(client: &mut Client, output: &Output) -> Result<(), Failure> {
@@ -38,11 +35,4 @@ pub(super) async fn whoami(client: &mut Client, output: &Output) -> Result<(), F
         fields.push(("unbound", reason.clone()));
     }
     Ok(output.fields(&fields)?)
-}
-
-fn expires(value: &Value) -> String {
-    match value.as_u64() {
-        None => "never by itself".into(),
-        Some(when) => format!("in {}", span(when.saturating_sub(now()) / 1000)),
-    }
 }

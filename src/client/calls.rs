@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::handshake::client::Bound;
 use crate::wire::auth::SessionBrief;
-use crate::wire::json_rpc::{AnswerLine, RpcError, request_line};
+use crate::wire::json_rpc::{AnswerLine, RpcError, SESSION_ENDED, request_line};
 use crate::wire::line::Lines;
 
 /// Longest answer in bytes.
@@ -25,6 +25,9 @@ pub enum CallError {
     /// The connection ended; whether the call was carried out is not known.
     #[error("the daemon closed the connection before it answered")]
     Closed,
+    /// The session that the connection belonged to has ended.
+    #[error("this session has ended ({reason}); what runs on in it starts again with `authsock run`", reason = crate::wire::text::printable(.0))]
+    SessionEnded(String),
     /// Too slow.
     #[error("the daemon did not answer within {0:?}")]
     Timeout(Duration),
@@ -98,6 +101,7 @@ impl Client {
         // What the daemon said before it closed can still be read.
         let sent = self.stream.write_all(request.as_bytes()).await;
         let mut chunk = [0u8; 8192];
+        let mut over = CallError::Closed;
         loop {
             while let Some(line) =
                 self.lines.next_line().map_err(|error| CallError::Unreadable(error.to_string()))?
@@ -109,16 +113,21 @@ impl Client {
                         return Err(CallError::Refused(error));
                     }
                     AnswerLine { result: Some(result), id: found, .. } if found == id => return Ok(result),
-                    // Notifications, and answers to calls that were given up.
+                    // The daemon's last word.
+                    AnswerLine { method: Some(method), params, .. } if method == SESSION_ENDED => {
+                        let reason = params["reason"].as_str().unwrap_or("for a reason that was not told");
+                        over = CallError::SessionEnded(reason.to_owned());
+                    }
+                    // Other notifications, and answers to calls that were given up.
                     _ => {}
                 }
             }
             match self.stream.read(&mut chunk).await {
-                Ok(0) | Err(_) => return Err(CallError::Closed),
+                Ok(0) | Err(_) => return Err(over),
                 Ok(read) => self.lines.push(&chunk[..read]),
             }
             if sent.is_err() && self.lines.is_empty() {
-                return Err(CallError::Closed);
+                return Err(over);
             }
         }
     }

@@ -163,6 +163,11 @@ impl Route {
 }
 
 impl Failure {
+    /// Whether another token could help: the daemon knows this one no more, or not.
+    fn is_of_the_token(&self) -> bool {
+        matches!(self, Failure::StaleTokenOrImpostor) || matches!(self.code(), Some("denied" | "revoked"))
+    }
+
     /// What may help, beyond what the daemon told.
     fn hint(&self, route: &Route) -> &'static str {
         match self.code() {
@@ -299,7 +304,7 @@ impl Connector<'_> {
     async fn run(&self) -> Result<Client, ConnectError> {
         let mut pause = PAUSE.0;
         let mut lost = 0;
-        let mut stale: Option<Token> = None;
+        let mut refused: Option<(Token, Failure)> = None;
         let mut tokenless = 0;
         loop {
             let route = route(&self.places, self.options.socket.as_deref());
@@ -313,11 +318,12 @@ impl Connector<'_> {
                 Err(NoToken::NotYet(_)) => None,
                 Err(error) => return Err(error.into()),
             };
-            // Not the same stale token once more.
-            if let (Some(stale), Some(found)) = (&stale, &found)
-                && *stale == found.token
+            // Not the same token once more.
+            if let (Some((token, _)), Some(found)) = (&refused, &found)
+                && *token == found.token
+                && let Some((_, failure)) = refused
             {
-                return Err(ConnectError::Handshake { failure: Failure::StaleTokenOrImpostor, route });
+                return Err(ConnectError::Handshake { failure, route });
             }
             let attempt = match timeout_at(self.deadline, self.attempt(&route, found.as_ref())).await {
                 Ok(Ok(client)) => return Ok(client),
@@ -325,19 +331,11 @@ impl Connector<'_> {
                 Err(_) => return Err(ConnectError::Timeout(route, self.timeout)),
             };
             match attempt {
-                Attempt::Failed(ConnectError::Handshake {
-                    failure: Failure::StaleTokenOrImpostor,
-                    route,
-                }) => {
-                    // The token may have been rotated since it was read: one fresh look.
+                // The token may have been rotated since it was read: one fresh look.
+                Attempt::Failed(ConnectError::Handshake { failure, route }) if failure.is_of_the_token() => {
                     match found {
-                        Some(found) if stale.is_none() => stale = Some(found.token),
-                        _ => {
-                            return Err(ConnectError::Handshake {
-                                failure: Failure::StaleTokenOrImpostor,
-                                route,
-                            });
-                        }
+                        Some(found) if refused.is_none() => refused = Some((found.token, failure)),
+                        _ => return Err(ConnectError::Handshake { failure, route }),
                     }
                     continue;
                 }

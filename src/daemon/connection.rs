@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -17,7 +18,7 @@ use crate::kernel::peer;
 use crate::session::Millis;
 use crate::session::registry::Admitted;
 use crate::wire::auth;
-use crate::wire::json_rpc::{ErrorCode, Request, RpcError, write_answer};
+use crate::wire::json_rpc::{ErrorCode, Request, RpcError, SESSION_ENDED, write_answer, write_notification};
 use crate::wire::line::Lines;
 
 /// Most bytes read at once.
@@ -107,6 +108,11 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             () = sleep_until_some(grace_end(until)) => {}
             () = sleep_until(began + STOPPING_PATIENCE), if *stopping.borrow() => break,
         }
+    }
+    if let Some(reason) = hub.sessions.reason(&lifeline, &admitted.session.id) {
+        let params = json!({ "id": admitted.session.id.as_str(), "reason": reason.as_str() });
+        write_notification(&mut out, SESSION_ENDED, &params);
+        let _ = timeout(FAREWELL, write(&stream, &out)).await;
     }
     // What the client sent meanwhile must not reset the connection under the last answer; whoever
     // never stops sending has no answer to lose.

@@ -23,9 +23,10 @@ use crate::place::TOKEN_FILE;
 use crate::secret::file;
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
-use crate::session::registry::{Admitted, Maker, NewSession, NotMade, ROTATION_GRACE};
-use crate::session::scope::{SCOPE_BYTES_MAX, SCOPES_MAX, Scope, Scopes};
-use crate::session::{Binding, EndReason, Name, OWNER, Realm, Session, SessionId, USER};
+use crate::session::past::Ended;
+use crate::session::registry::{Admitted, Change, Maker, NewSession, NotMade, ROTATION_GRACE, Registry};
+use crate::session::scope::{self, Scope, Scopes};
+use crate::session::{Binding, EndReason, Millis, Name, OWNER, Realm, Session, SessionId, USER};
 use crate::wire::auth::Hex32;
 use crate::wire::json_rpc::{ErrorCode, Request, RpcError};
 
@@ -110,14 +111,37 @@ pub const METHODS: &[Method] = &[
     Method { name: "whoami", needs: Some("session:self"), changes: false, run: whoami },
     Method { name: "status", needs: Some("session:self"), changes: false, run: status },
     Method { name: "session.create", needs: Some("session:create"), changes: true, run: create },
+    Method { name: "session.get", needs: Some("session:self"), changes: false, run: get },
     Method { name: "session.list", needs: Some("session:self"), changes: false, run: list },
+    Method { name: "session.update", needs: Some("session:self"), changes: true, run: update },
     Method { name: "session.revoke", needs: Some("session:self"), changes: true, run: revoke },
     Method { name: "session.rotate", needs: Some("session:self"), changes: true, run: rotate },
     Method { name: "daemon.retire", needs: Some("daemon:manage"), changes: true, run: retire },
 ];
 
-/// Carries out one request.
+/// Carries out one request, and notes whose it was: in the kernel's words and the registry's, never in the request's own.
 pub(super) fn answer(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value, RpcError> {
+    let result = carry_out(caller, request);
+    // Of a method that does not exist the name is the client's.
+    let method =
+        METHODS.iter().find(|method| method.name == request.method).map_or("-", |method| method.name);
+    tracing::debug!(
+        authsock_event = "request",
+        authsock_session = caller.session.id.as_str(),
+        authsock_peer_uid = caller.peer.uid,
+        authsock_peer_pid = caller.peer.pid.0,
+        authsock_method = method,
+        authsock_code = result.as_ref().err().map_or(0, |error| error.code),
+        "{method} by process {} (uid {}) in session {} ({})",
+        caller.peer.pid,
+        caller.peer.uid,
+        caller.session.id,
+        caller.session.name
+    );
+    result
+}
+
+fn carry_out(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value, RpcError> {
     let Some(method) = METHODS.iter().find(|method| method.name == request.method) else {
         let name: String = request.method.chars().take(64).collect();
         return Err(RpcError::new(ErrorCode::MethodNotFound, format!("there is no method {name:?}")));
@@ -195,7 +219,16 @@ fn describe(session: &Session) -> Value {
         "created_ms": session.created,
         "expires_ms": session.expires,
         "token_id": session.token_id.to_string(),
+        "ended_ms": null,
+        "reason": null,
     })
+}
+
+fn describe_ended(ended: &Ended) -> Value {
+    let mut shown = describe(&ended.session);
+    shown["ended_ms"] = ended.at.into();
+    shown["reason"] = ended.reason.as_str().into();
+    shown
 }
 
 fn whoami(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
@@ -246,6 +279,9 @@ fn status(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
             "unauthenticated_per_uid": config.unauthenticated_per_uid,
             "sessions": config.sessions,
             "sessions_per_uid": config.sessions_per_uid,
+            "session_depth": config.session_depth,
+            "session_descendants": config.session_descendants,
+            "ended_kept_seconds": config.ended_kept.as_secs(),
             "request_line_bytes": config.request_line,
         },
     }))
@@ -296,34 +332,18 @@ fn create(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let params: CreateParams = read(params)?;
     let scopes = match &params.scopes {
         None => Scopes::default_of_a_run().iter().cloned().collect(),
-        Some(asked) if asked.len() > SCOPES_MAX => {
-            return Err(invalid(format!("a session has at most {SCOPES_MAX} scopes")));
-        }
-        Some(asked) if asked.iter().map(String::len).sum::<usize>() > SCOPE_BYTES_MAX => {
-            return Err(invalid(format!(
-                "the scopes of a session have at most {SCOPE_BYTES_MAX} bytes in all"
-            )));
-        }
-        Some(asked) => asked.iter().map(|scope| scope.parse().map_err(invalid)).collect::<Result<_, _>>()?,
+        Some(asked) => scope::read(asked).map_err(invalid)?,
     };
     let binding = params.binding.unwrap_or_else(default_binding);
     if binding == Binding::Tree && !cfg!(target_os = "linux") {
         return Err(invalid("the binding tree needs Linux; use uid"));
     }
-    if params.ttl_seconds.is_some_and(|ttl| !(1..=TTL_MAX).contains(&ttl)) {
-        return Err(invalid(format!("ttl_seconds is not between 1 and {TTL_MAX}")));
-    }
     let new = NewSession {
-        name: match params.name.parse::<Name>().map_err(invalid)? {
-            name if [OWNER, USER].contains(&name.as_str()) => {
-                return Err(invalid(format!("the name {name} is the daemon's own")));
-            }
-            name => name,
-        },
+        name: read_name(&params.name)?,
         realm: params.realm.map(|realm| realm.parse::<Realm>()).transpose().map_err(invalid)?,
         scopes,
         binding,
-        ttl: params.ttl_seconds.map(|seconds| seconds * 1000),
+        ttl: read_ttl(params.ttl_seconds)?,
         verifier: params.verifier.into_verifier()?,
     };
     // The one who asks leads the session, by the kernel's word: a parameter could name anybody.
@@ -341,17 +361,41 @@ fn create(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     Ok(json!({ "session": describe(&session) }))
 }
 
+fn read_name(name: &str) -> Result<Name, RpcError> {
+    match name.parse::<Name>().map_err(invalid)? {
+        name if [OWNER, USER].contains(&name.as_str()) => {
+            Err(invalid(format!("the name {name} is the daemon's own")))
+        }
+        name => Ok(name),
+    }
+}
+
+fn read_ttl(seconds: Option<u64>) -> Result<Option<Millis>, RpcError> {
+    if seconds.is_some_and(|ttl| !(1..=TTL_MAX).contains(&ttl)) {
+        return Err(invalid(format!("ttl_seconds is not between 1 and {TTL_MAX}")));
+    }
+    Ok(seconds.map(|seconds| seconds * 1000))
+}
+
 fn unavailable(words: &str) -> RpcError {
     RpcError::new(ErrorCode::Unavailable, words)
 }
 
 fn not_made(error: NotMade) -> RpcError {
     let code = match error {
-        NotMade::Realm(_) | NotMade::Binding(_) | NotMade::Rotated => ErrorCode::NotPermitted,
+        NotMade::Realm(_)
+        | NotMade::Binding(_)
+        | NotMade::Scope(_)
+        | NotMade::Expiry
+        | NotMade::StandsForSomebody(_)
+        | NotMade::Rotated => ErrorCode::NotPermitted,
         NotMade::Full(_)
         | NotMade::FullForUid(_)
         | NotMade::FullOfLeaders(_)
         | NotMade::FullOfLeadersForUid(_)
+        | NotMade::TooDeep(_)
+        | NotMade::TooManyBelow(..)
+        | NotMade::TooManyScopes(_)
         | NotMade::TooLong(_) => ErrorCode::LimitReached,
         NotMade::TokenTaken => ErrorCode::InvalidParams,
         NotMade::ParentEnded => ErrorCode::NotFound,
@@ -366,7 +410,18 @@ struct ListParams {
     realm: Option<String>,
     #[serde(default)]
     all_realms: bool,
+    /// Those that have ended, instead of those that live.
+    #[serde(default)]
+    ended: bool,
     after: Option<String>,
+}
+
+/// Whether a caller sees a session: of its own user, and its own realm or, who stands for somebody, any. The owner
+/// sees all.
+fn sees(caller: &Caller<'_>, session: &Session) -> bool {
+    let asker = caller.session;
+    asker.is_owner()
+        || (session.uid == asker.uid && (session.realm == asker.realm || asker.stands_for_somebody()))
 }
 
 fn list(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
@@ -384,25 +439,79 @@ fn list(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let realm = realm.as_ref().unwrap_or(&caller.session.realm);
     let after = params.after.map(|id| id.parse::<SessionId>()).transpose().map_err(invalid)?;
     let registry = lock(caller.hub.sessions.registry());
-    let mut seen = registry
-        .iter_after(after.as_ref())
-        .filter(|session| params.all_realms || session.realm == *realm)
-        .filter(|session| session.uid == caller.session.uid || caller.session.is_owner());
-    let page: Vec<&Arc<Session>> = seen.by_ref().take(LIST_PAGE).collect();
-    let next = page.last().filter(|_| seen.next().is_some()).map(|last| last.id.as_str());
-    let sessions: Vec<Value> = page.iter().map(|session| describe(session)).collect();
-    Ok(json!({ "sessions": sessions, "next": next }))
+    let is_asked_for =
+        |session: &Session| (params.all_realms || session.realm == *realm) && sees(caller, session);
+    Ok(if params.ended {
+        let ended = registry.ended_after(after.as_ref()).filter(|ended| is_asked_for(&ended.session));
+        page(ended, |ended| ended.session.id, |ended| describe_ended(ended))
+    } else {
+        let living = registry.iter_after(after.as_ref()).filter(|session| is_asked_for(session));
+        page(living, |session| session.id, |session| describe(session))
+    })
+}
+
+/// The first of them, and what leads to the others.
+fn page<T>(mut all: impl Iterator<Item = T>, id: fn(&T) -> SessionId, show: fn(&T) -> Value) -> Value {
+    let page: Vec<T> = all.by_ref().take(LIST_PAGE).collect();
+    let next = page.last().map(id).filter(|_| all.next().is_some());
+    json!({
+        "sessions": page.iter().map(show).collect::<Vec<Value>>(),
+        "next": next.as_ref().map(SessionId::as_str),
+    })
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RevokeParams {
+struct IdParam {
     id: Option<String>,
+}
+
+fn get(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+    let params: IdParam = read(params)?;
+    let Some(id) = params.id else { return Ok(json!({ "session": describe(caller.session) })) };
+    let registry = lock(caller.hub.sessions.registry());
+    let shown = id.parse::<SessionId>().ok().and_then(|id| show(caller, &registry, &id));
+    let unknown = || {
+        let words = format!(
+            "this session sees no session {:?}; `authsock session list` shows which ones it sees",
+            short(&id)
+        );
+        RpcError::new(ErrorCode::NotFound, words)
+    };
+    Ok(json!({ "session": shown.ok_or_else(unknown)? }))
+}
+
+fn show(caller: &Caller<'_>, registry: &Registry, id: &SessionId) -> Option<Value> {
+    if let Some(session) = registry.get(id) {
+        return sees(caller, session).then(|| describe(session));
+    }
+    registry.ended(id).filter(|ended| sees(caller, &ended.session)).map(describe_ended)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateParams {
+    id: Option<String>,
+    name: Option<String>,
+    scopes: Option<Vec<String>>,
+    ttl_seconds: Option<u64>,
+}
+
+fn update(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+    let params: UpdateParams = read(params)?;
+    let id = target(caller, params.id.as_deref())?;
+    let change = Change {
+        name: params.name.as_deref().map(read_name).transpose()?,
+        scopes: params.scopes.as_deref().map(scope::read).transpose().map_err(invalid)?,
+        ttl: read_ttl(params.ttl_seconds)?,
+    };
+    let session = caller.hub.sessions.update(caller.admitted, &id, change).map_err(not_made)?;
+    Ok(json!({ "session": describe(&session) }))
 }
 
 /// The session that a call is about: the caller's own, or one that it reaches.
 fn target(caller: &Caller<'_>, id: Option<&str>) -> Result<SessionId, RpcError> {
-    let Some(id) = id else { return Ok(caller.session.id.clone()) };
+    let Some(id) = id else { return Ok(caller.session.id) };
     let unknown = || {
         let words =
             format!("no session {:?} at or below this one; `authsock session list` shows them", short(id));
@@ -418,7 +527,7 @@ fn short(text: &str) -> String {
 }
 
 fn revoke(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
-    let params: RevokeParams = read(params)?;
+    let params: IdParam = read(params)?;
     let id = target(caller, params.id.as_deref())?;
     if id.stands_for_somebody() {
         let words = "a session that stands for the owner or for a user does not end; `authsock token rotate` replaces its token";

@@ -17,7 +17,7 @@ use crate::place::{self, Places, service_runtime_directory, var};
 use crate::secret::file::{self, BadTokenFile, Origin};
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
-use crate::session::scope::{Scope, Scopes, UnknownScope};
+use crate::session::scope::{self, BadScopes, Scopes};
 
 /// How long a daemon waits for the one before it to let go of the state directory.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -201,10 +201,10 @@ pub(super) fn load_config(places: &Places, given: Option<&Path>) -> Result<Confi
 }
 
 /// What the session of each user of a system daemon may do.
-pub(super) fn user_scopes(config: &Config) -> Result<Vec<Scope>, UnknownScope> {
+pub(super) fn user_scopes(config: &Config) -> Result<Scopes, BadScopes> {
     match &config.scopes {
-        None => Ok(Scopes::default_of_a_run().iter().cloned().collect()),
-        Some(scopes) => scopes.iter().map(|scope| scope.parse()).collect(),
+        None => Ok(Scopes::default_of_a_run()),
+        Some(scopes) => Ok(Scopes::of_a_user(&scope::read(scopes)?)?),
     }
 }
 

@@ -1,11 +1,11 @@
-//! The log of sessions: each one's beginning, end and rotation, and never more of one user's than leaves room for the others'.
+//! The log of sessions: each one's beginning, changes, end and rotations, and never more of one user's than leaves room for the others'.
 
 use std::time::Instant;
 
 use crate::gate::burst::{Bursts, Verdict};
 use crate::session::{EndReason, Millis, Session};
 
-/// Beginnings, ends and rotations of one user's sessions that are logged one by one within a window of ten seconds.
+/// Beginnings, changes, ends and rotations of one user's sessions that are logged one by one within a window of ten seconds.
 const BURST: u32 = 200;
 
 /// Counts what happens to sessions, and lets what fits through to the log.
@@ -35,9 +35,22 @@ impl SessionLog {
         );
     }
 
-    pub(super) fn ended(&self, session: &Session, reason: &EndReason) {
+    pub(super) fn ended(&self, session: &Session, reason: EndReason) {
         if self.has_room(session.uid) {
             log_end(session, reason);
+        }
+    }
+
+    pub(super) fn changed(&self, session: &Session) {
+        if self.has_room(session.uid) {
+            tracing::info!(
+                authsock_event = "session_changed",
+                authsock_session = session.id.as_str(),
+                authsock_peer_uid = session.uid,
+                "session {} was changed, and is called {} now",
+                session.id,
+                session.name
+            );
         }
     }
 
@@ -60,7 +73,7 @@ impl SessionLog {
             tracing::warn!(
                 authsock_event = "sessions_left_out",
                 authsock_peer_uid = uid,
-                "{left_out} more beginnings, ends and rotations of sessions of uid {uid} were not logged one by one"
+                "{left_out} more beginnings, changes, ends and rotations of sessions of uid {uid} were not logged one by one"
             );
         }
         true
@@ -68,7 +81,7 @@ impl SessionLog {
 }
 
 /// Tells of a session's end.
-pub(super) fn log_end(session: &Session, reason: &EndReason) {
+pub(super) fn log_end(session: &Session, reason: EndReason) {
     tracing::info!(
         authsock_event = "session_ended",
         authsock_session = session.id.as_str(),

@@ -16,15 +16,18 @@ use crate::gate::{lock, now};
 use crate::kernel::process::{Identity, Process};
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
-use crate::session::registry::{Admitted, Maker, NewSession, NotMade, Registry};
-use crate::session::scope::Scope;
+use crate::session::past::Ended;
+use crate::session::record::Record;
+use crate::session::registry::{Admitted, Change, Limits, Maker, NewSession, NotMade, Registry};
+use crate::session::scope::Scopes;
 use crate::session::{EndReason, Millis, Session, SessionId};
 
 /// Longest sleep of the clock; a suspended machine's clock may jump.
 const CLOCK_MAX: Duration = Duration::from_secs(3600);
 
-/// What concerns a session's connections changed: it ended, or its token was rotated. They look.
-pub(super) type Lifeline = watch::Receiver<u64>;
+/// Tells a session's connections that something concerns them, and they look: it was changed, its token was rotated, or
+/// it has ended, with the reason.
+pub(super) type Lifeline = watch::Receiver<Option<EndReason>>;
 
 /// The registry and its watchers.
 #[derive(Debug)]
@@ -32,7 +35,7 @@ pub(super) struct Sessions {
     registry: Arc<Mutex<Registry>>,
     store: Store,
     log: SessionLog,
-    lifelines: Mutex<HashMap<SessionId, watch::Sender<u64>>>,
+    lifelines: Mutex<HashMap<SessionId, watch::Sender<Option<EndReason>>>>,
     /// A deadline may have moved.
     clock: Notify,
     /// Something ended or began; for whoever counts.
@@ -71,7 +74,7 @@ impl Sessions {
     /// Watches what happens to a session's connections.
     pub(super) fn lifeline(&self, id: &SessionId) -> Lifeline {
         let mut lifelines = lock(&self.lifelines);
-        lifelines.entry(id.clone()).or_insert_with(|| watch::channel(0).0).subscribe()
+        lifelines.entry(*id).or_insert_with(|| watch::channel(None).0).subscribe()
     }
 
     /// Whether a token still lets its connection stay, and until when.
@@ -97,7 +100,7 @@ impl Sessions {
             if let Err(error) = registry.record(&session.id).map_or(Ok(()), |record| self.store.save(&record))
             {
                 registry.take_back(&session, is_new_leader);
-                self.store.forget(&session.id);
+                self.store.take_back(&session.id);
                 return Err(not_kept(&session, error));
             }
             (session, is_new_leader)
@@ -125,22 +128,17 @@ impl Sessions {
         self.store.leader_ended(leader);
     }
 
-    fn tell(&self, ended: &[(Arc<Session>, EndReason)]) {
-        for (session, reason) in ended {
-            self.log.ended(session, reason);
-            let (leader_lives, per_uid) = {
-                let registry = lock(&self.registry);
-                let leads = session.leader.is_some_and(|leader| registry.leads(&leader));
-                (leads, registry.capacity().sessions_per_uid)
-            };
-            if leader_lives {
-                self.store.end(session, reason, per_uid);
-            } else {
-                self.store.forget(&session.id);
+    fn tell(&self, all_ended: &[Ended]) {
+        for ended in all_ended {
+            let Ended { session, reason, .. } = ended;
+            self.log.ended(session, *reason);
+            let leader_lives = session.leader.is_some_and(|leader| lock(&self.registry).leads(&leader));
+            self.store.end(ended, leader_lives);
+            if let Some(lifeline) = lock(&self.lifelines).remove(&session.id) {
+                lifeline.send_replace(Some(*reason));
             }
-            // Dropping the sender tells every receiver.
-            lock(&self.lifelines).remove(&session.id);
         }
+        self.forget_the_forgotten();
         self.clock.notify_one();
         self.changed.notify_one();
     }
@@ -179,9 +177,57 @@ impl Sessions {
         Ok(session.token_id)
     }
 
+    /// Changes a session, and narrows what came from it where that would be wider now. On disk before in memory, and
+    /// what is below before what is above: whenever that is cut short, nothing is wider than what it came from.
+    pub(super) fn update(
+        &self,
+        asker: &Admitted,
+        id: &SessionId,
+        change: Change,
+    ) -> Result<Arc<Session>, NotMade> {
+        let session = {
+            let mut registry = lock(&self.registry);
+            let changed = registry.updated(asker, id, change, now())?;
+            for (place, session) in changed.iter().enumerate() {
+                let Some(record) = registry.record(&session.id) else { continue };
+                let record = Record { session: Session::clone(session), ..record };
+                if let Err(error) = self.store.save(&record) {
+                    // What was there before holds, also of those that were written already.
+                    let before =
+                        changed[..=place].iter().rev().filter_map(|session| registry.record(&session.id));
+                    before.for_each(|before| drop(self.store.save(&before)));
+                    return Err(not_kept(session, error));
+                }
+            }
+            registry.update(&changed);
+            changed.last().cloned().ok_or(NotMade::ParentEnded)?
+        };
+        self.log.changed(&session);
+        self.clock.notify_one();
+        Ok(session)
+    }
+
+    /// Changes how many sessions fit, and how long what has ended is remembered.
+    pub(super) fn set_limits(&self, limits: Limits) {
+        lock(&self.registry).set_limits(limits, now());
+        self.forget_the_forgotten();
+        self.clock.notify_one();
+    }
+
+    /// Why a session ended, as far as that is remembered.
+    pub(super) fn reason(&self, lifeline: &Lifeline, id: &SessionId) -> Option<EndReason> {
+        let told = *lifeline.borrow();
+        told.or_else(|| lock(&self.registry).ended(id).map(|ended| ended.reason))
+    }
+
+    fn forget_the_forgotten(&self) {
+        let forgotten = lock(&self.registry).take_forgotten();
+        self.store.forget(&forgotten);
+    }
+
     /// Changes what the sessions of a system daemon's users may do. What was made below them and has
     /// more than that ends.
-    pub(super) fn narrow_users(&self, scopes: &[Scope]) {
+    pub(super) fn narrow_users(&self, scopes: &Scopes) {
         let wider = lock(&self.registry).set_user_scopes(scopes);
         for id in wider {
             self.end(&id, EndReason::Revoked);
@@ -191,7 +237,7 @@ impl Sessions {
     /// Has a session's connections look at it anew.
     fn touch(&self, id: &SessionId) {
         if let Some(lifeline) = lock(&self.lifelines).get(id) {
-            lifeline.send_modify(|turn| *turn += 1);
+            lifeline.send_modify(|_| {});
         }
     }
 
@@ -219,9 +265,13 @@ impl Sessions {
         for id in expired {
             self.end(&id, EndReason::Expired);
         }
-        let mut registry = lock(&self.registry);
-        registry.end_graces(now());
-        registry.next_deadline()
+        let next = {
+            let mut registry = lock(&self.registry);
+            registry.end_graces(now());
+            registry.next_deadline()
+        };
+        self.forget_the_forgotten();
+        next
     }
 }
 

@@ -1,12 +1,12 @@
 //! The sessions' files: one record each, written before anybody hears of success, read when a daemon begins.
 //!
-//! A file is named by its session's id. When a session ends before its leader's process does, its file
-//! gets the reason as a suffix, which needs no space: the process and all below it are still not the
-//! owner, and its token's holder is still told why. When the process ends, its files go.
+//! A file is named by its session's id. When a session ends, its file gets the reason and the time as a suffix, which
+//! needs no space: it can be listed for a while, and its token's holder is told why, whichever daemon runs. It goes
+//! when the registry forgets the session; but while a leader's process lives one file tells of it, since the process
+//! and all below it are still not the owner.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use zeroize::Zeroizing;
 
@@ -16,14 +16,13 @@ use crate::kernel::dir::{Dir, Unusable, own_uid};
 use crate::kernel::process::{Identity, Process};
 use crate::kernel::{boot, is_exhausted};
 use crate::place::SESSIONS_DIR;
-use crate::session::record::{NotARecord, RECORD_MAX, Record, TooLong};
-use crate::session::registry::{ENDED_KEPT, Registry};
+use crate::session::past::Ended;
+use crate::session::record::{NotARecord, RECORD_MAX, Record, TooLong, Unknown};
+use crate::session::registry::Registry;
 use crate::session::{EndReason, Millis, Session, SessionId};
 
-/// Most files of ended sessions that are kept of one living leader. The last is what counts for the
-/// owner's token; the others are for tokens that are told `revoked` rather than `denied`. A user of whom
-/// there are more than `limits.sessions_per_uid` in all has the last only.
-const ENDED_PER_LEADER: usize = 16;
+/// What the name of a file ends with that was set aside because it is no record.
+const DAMAGED: &str = "damaged";
 
 /// Why a record cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -52,54 +51,72 @@ enum NotRead {
 pub(super) struct Store {
     dir: Dir,
     boot: Option<String>,
-    ended: Mutex<Ended>,
+    kept: Mutex<Kept>,
 }
 
-/// Files of ended sessions whose leaders live.
+/// What is there beside the records of living sessions.
 #[derive(Debug, Default)]
-struct Ended {
-    /// By their leaders, each with its session's user, the oldest first. Root leads sessions of several.
-    of: HashMap<Identity, VecDeque<(u32, String)>>,
-    /// How many each user has.
-    per_uid: HashMap<u32, usize>,
+struct Kept {
+    /// Files of ended sessions.
+    ended: HashMap<SessionId, File>,
+    /// Of the leaders that live, how many of those are theirs.
+    leaders: HashMap<Identity, Files>,
+    /// What newer daemons wrote into records that are still there.
+    unknown: HashMap<SessionId, Unknown>,
 }
 
-impl Ended {
-    /// Adds one, and gives those that are too many then.
-    fn add(&mut self, leader: Identity, uid: u32, name: String, per_uid: usize) -> Vec<String> {
-        let in_all = self.per_uid.entry(uid).or_default();
-        *in_all += 1;
-        let most = if *in_all > per_uid { 1 } else { ENDED_PER_LEADER };
-        let names = self.of.entry(leader).or_default();
-        names.push_back((uid, name));
-        let surplus: Vec<_> = names.drain(..names.len().saturating_sub(most)).collect();
-        self.uncount(surplus)
+#[derive(Debug)]
+struct File {
+    name: String,
+    /// The leader, if it lives.
+    leader: Option<Identity>,
+}
+
+/// Files of ended sessions of one living leader.
+#[derive(Debug, Default)]
+struct Files {
+    count: usize,
+    /// The one that was forgotten, but is the last that tells of the leader.
+    last: Option<SessionId>,
+}
+
+impl Kept {
+    /// Notes the file of an ended session, and gives the one that is not needed any more.
+    fn add(&mut self, id: SessionId, name: String, leader: Option<Identity>) -> Option<String> {
+        self.ended.insert(id, File { name, leader });
+        let files = self.leaders.entry(leader?).or_default();
+        files.count += 1;
+        let last = files.last.take()?;
+        files.count -= 1;
+        self.ended.remove(&last).map(|file| file.name)
     }
 
-    /// Takes away all of a leader.
-    fn take(&mut self, leader: &Identity) -> Vec<String> {
-        let names = self.of.remove(leader).unwrap_or_default();
-        self.uncount(names)
-    }
-
-    fn uncount(&mut self, names: impl IntoIterator<Item = (u32, String)>) -> Vec<String> {
-        let uncount = |(uid, name)| {
-            if let Entry::Occupied(mut in_all) = self.per_uid.entry(uid) {
-                *in_all.get_mut() = in_all.get().saturating_sub(1);
-                if *in_all.get() == 0 {
-                    in_all.remove();
-                }
+    /// Gives the file of an ended session, to be removed; but for the last one that tells of a leader that lives.
+    fn forget(&mut self, id: SessionId) -> Option<String> {
+        if let Some(files) = self.ended.get(&id)?.leader.and_then(|leader| self.leaders.get_mut(&leader)) {
+            if files.count == 1 {
+                files.last = Some(id);
+                return None;
             }
-            name
-        };
-        names.into_iter().map(uncount).collect()
+            files.count -= 1;
+        }
+        self.ended.remove(&id).map(|file| file.name)
+    }
+
+    /// Notes that a leader has ended, and gives the file that was there for it alone.
+    fn leader_ended(&mut self, leader: &Identity) -> Option<String> {
+        let last = self.leaders.remove(leader)?.last?;
+        self.ended.remove(&last).map(|file| file.name)
     }
 }
+
+/// Why a session ended, and when.
+type End = (EndReason, Millis);
 
 /// A record that was read, and its leader's process if that lives.
 struct Found {
     record: Record,
-    ended: Option<EndReason>,
+    ended: Option<End>,
     leader: Option<Process>,
 }
 
@@ -108,43 +125,61 @@ impl Store {
     pub(super) fn open(state: &Dir) -> Result<Store, Unusable> {
         let dir = Dir::open_or_create(&state.path().join(SESSIONS_DIR), own_uid())?;
         dir.sweep_unfinished()?;
-        Ok(Store { dir, boot: boot::id(), ended: Mutex::default() })
+        Ok(Store { dir, boot: boot::id(), kept: Mutex::default() })
     }
 
     /// Writes a session's record in the place of the one before.
     pub(super) fn save(&self, record: &Record) -> Result<(), NotKept> {
-        let bytes = record.to_bytes(self.boot.as_deref())?;
-        Ok(self.dir.replace(record.session.id.as_str(), &bytes)?)
+        let id = &record.session.id;
+        let unknown = lock(&self.kept).unknown.get(id).cloned();
+        let bytes = match unknown {
+            None => record.to_bytes(self.boot.as_deref())?,
+            Some(unknown) => Record { unknown, ..record.clone() }.to_bytes(self.boot.as_deref())?,
+        };
+        Ok(self.dir.replace(id.as_str(), &bytes)?)
     }
 
-    /// Removes a session's record.
-    pub(super) fn forget(&self, id: &SessionId) {
+    /// Removes the record of a living session that has never been.
+    pub(super) fn take_back(&self, id: &SessionId) {
         self.remove(id.as_str());
     }
 
-    /// Notes that a session ended whose leader's process lives.
-    /// `per_uid` is how many sessions one user may have.
-    pub(super) fn end(&self, session: &Session, reason: &EndReason, per_uid: usize) {
-        let (from, to) = (session.id.as_str(), file_of_ended(&session.id, reason));
+    /// Notes that a session ended, which needs no space. Whether its leader's process lives decides for how long its file
+    /// stays at least.
+    pub(super) fn end(&self, ended: &Ended, leader_lives: bool) {
+        let Ended { session, reason, at } = ended;
+        let (from, to) = (session.id.as_str(), file_of_ended(&session.id, *reason, *at));
         if let Err(error) = self.dir.rename(from, &to) {
             // Its token must not come to life again with the next daemon.
             tracing::error!(authsock_event = "record_lost", "an ended session is not kept as such: {error}");
             self.remove(from);
             return;
         }
-        self.note_ended(session, to, per_uid);
+        self.note_ended(session, to, leader_lives);
     }
 
-    /// Notes that a leader's process has ended: nothing is kept of what it led.
+    /// Removes the files of ended sessions that nobody remembers any more.
+    pub(super) fn forget(&self, sessions: &[SessionId]) {
+        for id in sessions {
+            let name = {
+                let mut kept = lock(&self.kept);
+                kept.unknown.remove(id);
+                kept.forget(*id)
+            };
+            name.iter().for_each(|name| self.remove(name));
+        }
+    }
+
+    /// Notes that a leader's process has ended.
     pub(super) fn leader_ended(&self, leader: &Identity) {
-        let names = lock(&self.ended).take(leader);
-        names.iter().for_each(|name| self.remove(name));
+        let name = lock(&self.kept).leader_ended(leader);
+        name.iter().for_each(|name| self.remove(name));
     }
 
-    fn note_ended(&self, session: &Session, name: String, per_uid: usize) {
-        let Some(leader) = session.leader else { return };
-        let surplus = lock(&self.ended).add(leader, session.uid, name, per_uid);
-        surplus.iter().for_each(|oldest| self.remove(oldest));
+    fn note_ended(&self, session: &Session, name: String, leader_lives: bool) {
+        let leader = session.leader.filter(|_| leader_lives);
+        let surplus = lock(&self.kept).add(session.id, name, leader);
+        surplus.iter().for_each(|name| self.remove(name));
     }
 
     fn remove(&self, name: &str) {
@@ -166,8 +201,8 @@ impl Store {
         for found in self.read_all() {
             match (&found.ended, &found.record.session.parent) {
                 _ if found.record.session.stands_for_somebody() => restoring.grace(&found.record),
-                (Some(reason), _) => restoring.ended(&found.record, &reason.clone(), found.leader),
-                (None, Some(parent)) => below.entry(parent.clone()).or_default().push(found),
+                (Some((reason, at)), _) => restoring.ended(&found.record, *reason, *at, found.leader),
+                (None, Some(parent)) => below.entry(*parent).or_default().push(found),
                 (None, None) => {}
             }
         }
@@ -186,6 +221,7 @@ impl Store {
         for Found { record, leader, .. } in below.into_values().flatten() {
             restoring.living(&record, leader, Some(EndReason::ParentEnded));
         }
+        self.forget(&restoring.registry.take_forgotten());
         if count > 0 {
             tracing::info!(authsock_event = "sessions_restored", "{count} sessions of before live on");
         }
@@ -203,6 +239,9 @@ impl Store {
         let mut found = Vec::with_capacity(names.len());
         for name in names {
             let shown = self.dir.path().join(&name);
+            if name.ends_with(&format!(".{DAMAGED}")) {
+                continue;
+            }
             let Some((name, id, ended)) = parse_name(&name) else {
                 tracing::warn!(
                     authsock_event = "record_ignored",
@@ -212,19 +251,40 @@ impl Store {
                 continue;
             };
             match self.read(name, &id) {
-                Ok((record, leader)) => found.push(Found { record, ended, leader }),
+                Ok((record, leader)) => {
+                    if !record.unknown.is_empty() {
+                        lock(&self.kept).unknown.insert(id, record.unknown.clone());
+                    }
+                    found.push(Found { record, ended, leader });
+                }
                 // An error of the file system names the path itself.
                 Err(error @ NotRead::Unusable(_)) => {
                     tracing::warn!(authsock_event = "record_ignored", "a session is lost: {error}");
                 }
-                Err(error) => tracing::warn!(
+                // Another version's is for a daemon of that version.
+                Err(error @ NotRead::NotARecord(NotARecord::Version(_))) => tracing::warn!(
                     authsock_event = "record_ignored",
-                    "{} {error}; it is ignored, and the session is lost: remove it",
+                    "{} {error}; it is left as it is, and its session does not live with this daemon",
                     shown.display()
                 ),
+                Err(error) => self.set_aside(name, &error),
             }
         }
         found
+    }
+
+    /// Keeps what is no record for whoever wants to know what became of it, out of the way of the next daemon.
+    fn set_aside(&self, name: &str, error: &NotRead) {
+        let (from, aside) = (self.dir.path().join(name), format!("{name}.{DAMAGED}"));
+        let done = match self.dir.rename(name, &aside) {
+            Ok(()) => format!("it is kept as {aside}"),
+            Err(error) => format!("it cannot be set aside ({error})"),
+        };
+        tracing::warn!(
+            authsock_event = "record_damaged",
+            "{} {error}; that session is lost, and no other; {done}",
+            from.display()
+        );
     }
 
     fn read(&self, name: &str, id: &SessionId) -> Result<(Record, Option<Process>), NotRead> {
@@ -263,7 +323,7 @@ impl Restoring<'_> {
     fn living(&mut self, record: &Record, leader: Option<Process>, ends: Option<EndReason>) -> bool {
         let session = &record.session;
         let reason = match (leader.is_some(), ends) {
-            (false, _) => EndReason::LeaderExited,
+            (false, _) => EndReason::LeaderGoneWhileStopped,
             (true, Some(reason)) => reason,
             (true, None) => match self.registry.restore(record, self.now) {
                 Ok(is_new_leader) => {
@@ -282,57 +342,51 @@ impl Restoring<'_> {
                 }
             },
         };
-        log_end(session, &reason);
-        if leader.is_some() {
-            self.store.end(session, &reason, self.registry.capacity().sessions_per_uid);
-            self.remember(record, &reason, leader);
-        } else {
-            self.store.forget(&session.id);
-        }
+        log_end(session, reason);
+        let ended = Ended { session: Arc::new(session.clone()), reason, at: self.now };
+        self.store.end(&ended, leader.is_some());
+        self.remember(record, reason, self.now, leader);
         false
     }
 
-    /// One that had ended, but whose leader's process lived.
-    fn ended(&mut self, record: &Record, reason: &EndReason, leader: Option<Process>) {
-        let name = file_of_ended(&record.session.id, reason);
-        if leader.is_some() {
-            self.store.note_ended(&record.session, name, self.registry.capacity().sessions_per_uid);
-            self.remember(record, reason, leader);
-        } else {
-            self.store.remove(&name);
-        }
+    /// One that had ended.
+    fn ended(&mut self, record: &Record, reason: EndReason, at: Millis, leader: Option<Process>) {
+        let name = file_of_ended(&record.session.id, reason, at);
+        self.store.note_ended(&record.session, name, leader.is_some());
+        self.remember(record, reason, at, leader);
     }
 
-    fn remember(&mut self, record: &Record, reason: &EndReason, leader: Option<Process>) {
-        let is_new_leader = self.registry.restore_ended(record, reason, self.now);
+    fn remember(&mut self, record: &Record, reason: EndReason, at: Millis, leader: Option<Process>) {
+        let is_new_leader = self.registry.restore_ended(record, reason, at, leader.is_some(), self.now);
         self.leaders.extend(leader.filter(|_| is_new_leader));
     }
 
     /// The token of the owner or a user before the present one, for as long as anybody asks for it.
     fn grace(&mut self, record: &Record) {
         let graces = record.tokens.iter().filter_map(|(_, until)| *until);
-        if graces.max().is_some_and(|until| until.saturating_add(ENDED_KEPT) > self.now) {
+        if graces
+            .max()
+            .is_some_and(|until| until.saturating_add(self.registry.limits().ended_kept) > self.now)
+        {
             self.registry.restore_grace(record, self.now);
         } else {
-            self.store.forget(&record.session.id);
+            self.store.take_back(&record.session.id);
         }
     }
 }
 
-fn file_of_ended(id: &SessionId, reason: &EndReason) -> String {
-    format!("{id}.{}", reason.as_str())
+fn file_of_ended(id: &SessionId, reason: EndReason, at: Millis) -> String {
+    format!("{id}.{}.{at}", reason.as_str())
 }
 
-/// What a file's name says: the session's id, and why it ended if it did.
-fn parse_name(name: &str) -> Option<(&str, SessionId, Option<EndReason>)> {
-    match name.split_once('.') {
-        None => Some((name, name.parse().ok()?, None)),
-        // Who stands for somebody does not end.
-        Some((id, reason)) => {
-            let id = id.parse().ok().filter(|id: &SessionId| !id.stands_for_somebody())?;
-            Some((name, id, Some(EndReason::of_word(reason)?)))
-        }
-    }
+/// What a file's name says: the session's id, and why and when it ended if it did.
+fn parse_name(name: &str) -> Option<(&str, SessionId, Option<End>)> {
+    let Some((id, end)) = name.split_once('.') else { return Some((name, name.parse().ok()?, None)) };
+    // Who stands for somebody does not end.
+    let id = id.parse().ok().filter(|id: &SessionId| !id.stands_for_somebody())?;
+    let (reason, at) = end.split_once('.')?;
+    let (reason, at) = (EndReason::of_word(reason)?, at.parse().ok()?);
+    (name == file_of_ended(&id, reason, at)).then_some((name, id, Some((reason, at))))
 }
 
 #[cfg(test)]
@@ -341,50 +395,46 @@ mod tests {
     use crate::kernel::process::Pid;
 
     #[test]
-    fn a_user_s_ended_sessions_are_on_record_as_far_as_fits_and_the_last_of_each_leader_always() {
+    fn the_file_of_an_ended_session_stays_until_it_is_forgotten_and_the_last_of_a_leader_as_long_as_that_lives()
+     {
         let leader = |pid: u32| Identity { pid: Pid(pid), pidfs: Some(u64::from(pid)), start: None };
-        let mut ended = Ended::default();
-        const PER_UID: usize = 20;
-        let mut add = |pid: u32, uid: u32, name: &str| ended.add(leader(pid), uid, name.into(), PER_UID);
-        for number in 0..ENDED_PER_LEADER {
-            assert!(add(1, 7, &number.to_string()).is_empty());
+        let id = |number: u64| SessionId::generate(number).unwrap();
+        let (a, b, c, d) = (id(1), id(2), id(3), id(4));
+        let mut kept = Kept::default();
+        assert_eq!(kept.add(a, "a".into(), Some(leader(1))), None);
+        assert_eq!(kept.add(b, "b".into(), Some(leader(1))), None);
+        assert_eq!(kept.add(c, "c".into(), Some(leader(2))), None);
+        assert_eq!(kept.add(d, "d".into(), None), None, "its leader has ended");
+        assert_eq!(kept.forget(d).as_deref(), Some("d"));
+        assert_eq!(kept.forget(d), None);
+        assert_eq!(kept.forget(a).as_deref(), Some("a"));
+        assert_eq!(kept.forget(b), None, "the last that tells of this leader");
+        assert_eq!(kept.forget(b), None);
+        assert_eq!(kept.leader_ended(&leader(2)), None, "not forgotten yet");
+        assert_eq!(kept.forget(c).as_deref(), Some("c"), "and then like any other");
+        // Another file tells of the leader from now on.
+        let e = id(5);
+        assert_eq!(kept.add(e, "e".into(), Some(leader(1))).as_deref(), Some("b"));
+        assert_eq!(kept.forget(e), None);
+        assert_eq!(kept.leader_ended(&leader(1)).as_deref(), Some("e"));
+        assert!(kept.ended.is_empty() && kept.leaders.is_empty());
+    }
+
+    #[test]
+    fn a_file_s_name_says_which_session_it_was_and_when_and_why_it_ended() {
+        let id = SessionId::generate(5).unwrap();
+        let name = file_of_ended(&id, EndReason::LeaderGoneWhileStopped, 77);
+        assert_eq!(name, format!("{id}.leader_gone_while_stopped.77"));
+        assert_eq!(
+            parse_name(&name),
+            Some((name.as_str(), id, Some((EndReason::LeaderGoneWhileStopped, 77))))
+        );
+        assert_eq!(parse_name(id.as_str()), Some((id.as_str(), id, None)));
+        for bad in ["revoked", "revoked.", "revoked.x", "revoked.+7", "revoked.07", "over.7", "revoked.7.7"] {
+            assert_eq!(parse_name(&format!("{id}.{bad}")), None, "{bad}");
         }
-        assert_eq!(add(1, 7, "16"), ["0"], "the oldest of this leader");
-        for name in ["a", "b", "c", "d"] {
-            assert!(add(2, 7, name).is_empty());
+        for bad in ["", "owner.revoked.7", "user-7.revoked.7", "../x"] {
+            assert_eq!(parse_name(bad), None, "{bad}");
         }
-        assert_eq!(add(2, 7, "e"), ["a", "b", "c", "d"], "more than fits: the last alone");
-        assert!(add(3, 8, "x").is_empty(), "another user has its own");
-        // What is there counts on, and each leader keeps one.
-        for pid in 10..13 {
-            assert!(add(pid, 7, "only").is_empty(), "{pid}");
-        }
-        assert!(add(13, 7, "only").is_empty());
-        assert_eq!(add(13, 7, "next"), ["only"]);
-        assert_eq!(ended.per_uid[&7], ENDED_PER_LEADER + 1 + 4);
-        assert_eq!(ended.take(&leader(1)).len(), ENDED_PER_LEADER);
-        assert_eq!(ended.take(&leader(1)).len(), 0);
-        assert_eq!(ended.per_uid[&7], 5);
-        for pid in [2, 3, 10, 11, 12, 13] {
-            assert_eq!(
-                ended.take(&leader(pid)),
-                if pid == 2 {
-                    ["e"]
-                } else if pid == 3 {
-                    ["x"]
-                } else if pid == 13 {
-                    ["next"]
-                } else {
-                    ["only"]
-                }
-            );
-        }
-        assert!(ended.per_uid.is_empty() && ended.of.is_empty());
-        // Root may lead sessions of several users.
-        let mut add = |uid: u32, name: &str| ended.add(leader(1), uid, name.into(), 1);
-        assert!(add(7, "a").is_empty() && add(8, "b").is_empty());
-        assert_eq!(add(8, "c"), ["a", "b"]);
-        assert_eq!(ended.take(&leader(1)), ["c"]);
-        assert!(ended.per_uid.is_empty() && ended.of.is_empty());
     }
 }

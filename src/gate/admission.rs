@@ -120,7 +120,7 @@ pub(super) async fn converse(
         }
         (Ok(Outcome::Through { admitted, .. }), Some(Err(full))) => Refused {
             refusal: Refusal::new(Code::Busy, format!("connections: {full}")),
-            session: Some(admitted.session.id.clone()),
+            session: Some(admitted.session.id),
         },
         (Ok(_), _) => return None,
         (Err(refused), _) => refused,
@@ -195,9 +195,8 @@ fn admit(proven: &Proven, peer: &Peer, shared: &Shared, settings: &Settings) -> 
         &Comer { uid: peer.uid, walk_up: &|visit| peer.open_process()?.walk_up(visit) },
         now(),
     )?;
-    let session = Some(admitted.session.id.clone());
-    let not =
-        |code, reason: &str| Err(Refused { refusal: Refusal::new(code, reason), session: session.clone() });
+    let session = Some(admitted.session.id);
+    let not = |code, reason: &str| Err(Refused { refusal: Refusal::new(code, reason), session });
     if proven.way() == Way::Plain
         && settings.plain == Plain::Sessions
         && admitted.session.stands_for_somebody()

@@ -398,7 +398,7 @@ mod tests {
     use crate::kernel::dir::own_uid;
     use crate::secret::token::Token;
     use crate::secret::verifier::Verifier;
-    use crate::session::registry::Capacity;
+    use crate::session::registry::Limits;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream as StdStream;
 
@@ -407,9 +407,9 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("socket");
         let listener = StdListener::bind(&path).unwrap();
-        let capacity = Capacity { sessions: 1, sessions_per_uid: 1 };
+        let limits = Limits { sessions: 1, sessions_per_uid: 1, ..Limits::default() };
         let verifier = Verifier::of(&Token::generate().unwrap());
-        let registry = Registry::new(own_uid(), verifier, now(), capacity);
+        let registry = Registry::new(own_uid(), verifier, now(), limits);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             // Somebody else's gate: this user is refused before a byte is read.
@@ -449,7 +449,7 @@ mod tests {
             own_uid(),
             Verifier::of(&Token::generate().unwrap()),
             now(),
-            Capacity { sessions: 1, sessions_per_uid: 1 },
+            Limits { sessions: 1, sessions_per_uid: 1, ..Limits::default() },
         );
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

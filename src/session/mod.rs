@@ -1,6 +1,8 @@
 //! What a token stands for: a session's id, name, realm, scopes, binding, and how one ends.
 #![forbid(unsafe_code)]
 
+mod leaders;
+pub mod past;
 pub mod record;
 pub mod registry;
 pub mod scope;
@@ -31,11 +33,12 @@ const USER_PREFIX: &str = "user-";
 pub type Millis = u64;
 
 /// A session's id: 16 characters of Crockford's base 32 in lower case, ten of them the time it
-/// began, so that ids sort by age. No secret.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SessionId(String);
+/// began, so that ids sort by age; or `owner`, or `user-UID`. No secret.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId([u8; ID_LENGTH]); // ASCII, filled up with zeros, which sort before all else
 
 const BASE32: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+/// The longest uid makes `user-4294967295`, which fits too.
 const ID_LENGTH: usize = 16;
 
 impl SessionId {
@@ -46,30 +49,39 @@ impl SessionId {
     pub fn generate(now: Millis) -> Result<SessionId, NoRandomness> {
         let random = u64::from(u32::from_ne_bytes(random::bytes()?)) & 0x3fff_ffff;
         // Ten characters hold 50 bits of milliseconds (35,000 years), six hold 30 random bits.
-        let character = |bits: u64, place: u32| char::from(BASE32[((bits >> (5 * place)) & 31) as usize]);
+        let character = |bits: u64, place: u32| BASE32[((bits >> (5 * place)) & 31) as usize];
         let time = (0..10).rev().map(|place| character(now, place));
         let tail = (0..6).rev().map(|place| character(random, place));
-        Ok(SessionId(time.chain(tail).collect()))
+        let mut id = [0; ID_LENGTH];
+        id.iter_mut().zip(time.chain(tail)).for_each(|(place, character)| *place = character);
+        Ok(SessionId(id))
+    }
+
+    fn of_text(text: &str) -> SessionId {
+        let mut id = [0; ID_LENGTH];
+        id.iter_mut().zip(text.bytes()).for_each(|(place, character)| *place = character);
+        SessionId(id)
     }
 
     /// The id of the daemon's own session.
     pub fn owner() -> SessionId {
-        SessionId(OWNER.to_owned())
+        SessionId::of_text(OWNER)
     }
 
     /// The id of the session that stands for a user at a system daemon.
     pub fn of_user(uid: u32) -> SessionId {
-        SessionId(format!("{USER_PREFIX}{uid}"))
+        SessionId::of_text(&format!("{USER_PREFIX}{uid}"))
     }
 
     /// Whether it stands for the owner or a user, and not for something that somebody began.
     pub fn stands_for_somebody(&self) -> bool {
-        self.0 == OWNER || self.0.starts_with(USER_PREFIX)
+        self.as_str() == OWNER || self.as_str().starts_with(USER_PREFIX)
     }
 
     /// The id as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        let length = self.0.iter().position(|byte| *byte == 0).unwrap_or(ID_LENGTH);
+        str::from_utf8(&self.0[..length]).unwrap_or_default()
     }
 }
 
@@ -85,23 +97,23 @@ impl FromStr for SessionId {
         let is_user = text.strip_prefix(USER_PREFIX).and_then(|uid| uid.parse::<u32>().ok());
         if let Some(uid) = is_user {
             let id = SessionId::of_user(uid);
-            return if id.0 == text { Ok(id) } else { Err(NotASessionId) };
+            return if id.as_str() == text { Ok(id) } else { Err(NotASessionId) };
         }
         let good =
             text == OWNER || (text.len() == ID_LENGTH && text.bytes().all(|byte| BASE32.contains(&byte)));
-        if good { Ok(SessionId(text.to_owned())) } else { Err(NotASessionId) }
+        if good { Ok(SessionId::of_text(text)) } else { Err(NotASessionId) }
     }
 }
 
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
@@ -197,10 +209,12 @@ impl fmt::Display for Binding {
 }
 
 /// Why a session ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
     /// Its leader exited.
     LeaderExited,
+    /// Its leader exited while no daemon ran that could have seen it.
+    LeaderGoneWhileStopped,
     /// Its time was up.
     Expired,
     /// Somebody who may do so ended it.
@@ -211,9 +225,10 @@ pub enum EndReason {
 
 impl EndReason {
     /// The word for lists and logs.
-    pub fn as_str(&self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             EndReason::LeaderExited => "leader_exited",
+            EndReason::LeaderGoneWhileStopped => "leader_gone_while_stopped",
             EndReason::Expired => "expired",
             EndReason::Revoked => "revoked",
             EndReason::ParentEnded => "parent_ended",
@@ -222,8 +237,10 @@ impl EndReason {
 
     /// The reason that a word stands for.
     pub fn of_word(word: &str) -> Option<EndReason> {
-        use EndReason::{Expired, LeaderExited, ParentEnded, Revoked};
-        [LeaderExited, Expired, Revoked, ParentEnded].into_iter().find(|reason| reason.as_str() == word)
+        use EndReason::{Expired, LeaderExited, LeaderGoneWhileStopped, ParentEnded, Revoked};
+        [LeaderExited, LeaderGoneWhileStopped, Expired, Revoked, ParentEnded]
+            .into_iter()
+            .find(|reason| reason.as_str() == word)
     }
 }
 
@@ -262,6 +279,15 @@ impl Session {
         self.id.stands_for_somebody()
     }
 
+    /// Whether another may come from this one: it is no wider in scopes, binding, expiry, user and realm.
+    pub fn may_have(&self, child: &Session) -> bool {
+        child.uid == self.uid
+            && child.binding <= self.binding
+            && (child.realm == self.realm || self.stands_for_somebody())
+            && self.expires.is_none_or(|end| child.expires.is_some_and(|own| own <= end))
+            && self.scopes.cover(&child.scopes)
+    }
+
     /// Whether this is the daemon's own session.
     pub fn is_owner(&self) -> bool {
         self.parent.is_none() && self.id.as_str() == OWNER
@@ -279,7 +305,7 @@ mod tests {
         assert!(ids.is_sorted());
         for id in &ids {
             assert_eq!(id.as_str().len(), ID_LENGTH);
-            assert_eq!(id.as_str().parse(), Ok(id.clone()));
+            assert_eq!(id.as_str().parse(), Ok(*id));
         }
         assert_eq!("user-1000".parse(), Ok(SessionId::of_user(1000)));
         for bad in [

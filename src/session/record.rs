@@ -3,15 +3,18 @@
 //! A record holds verifiers, which are secrets: its bytes are wiped when dropped, and no error
 //! repeats any of them.
 
+use std::collections::HashMap;
 use std::io::Cursor;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::scope::{Scope, Scopes};
 use super::{Binding, Millis, Session};
 use crate::kernel::process::{Identity, Pid};
+use crate::secret::token::TokenId;
 use crate::secret::verifier::{KEY_BYTES, Verifier};
 
 /// Most bytes of a record.
@@ -29,6 +32,32 @@ pub struct Record {
     pub session: Session,
     /// Its tokens.
     pub tokens: Vec<(Verifier, Option<Millis>)>,
+    /// What a newer daemon wrote that this one does not know.
+    pub unknown: Unknown,
+}
+
+/// Fields of a record that this version does not know. They are written again, so that a newer daemon finds them
+/// where it left them.
+#[derive(Clone, Default, PartialEq)]
+pub struct Unknown {
+    session: Map<String, Value>,
+    leader: Map<String, Value>,
+    tokens: HashMap<TokenId, Map<String, Value>>,
+}
+
+impl Unknown {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.session.is_empty() && self.leader.is_empty() && self.tokens.is_empty()
+    }
+}
+
+impl std::fmt::Debug for Unknown {
+    /// Names alone: whatever a value is, it may be a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = [&self.session, &self.leader].into_iter().chain(self.tokens.values());
+        f.debug_set().entries(names.flat_map(Map::keys)).finish()
+    }
 }
 
 /// Why bytes are no record. It says nothing of the bytes, which may hold a verifier.
@@ -63,7 +92,6 @@ struct Versioned {
 
 /// As it is written. Nothing may be missing, also where it may be null.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Written<'a> {
     version: u32,
     #[serde(deserialize_with = "Option::deserialize")]
@@ -85,30 +113,39 @@ struct Written<'a> {
     expires_ms: Option<Millis>,
     #[serde(borrow)]
     tokens: Vec<WrittenToken<'a>>,
+    #[serde(flatten)]
+    unknown: Map<String, Value>,
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct WrittenLeader {
     pid: u32,
     #[serde(deserialize_with = "Option::deserialize")]
     pidfs: Option<u64>,
     #[serde(deserialize_with = "Option::deserialize")]
     start: Option<u64>,
+    #[serde(flatten)]
+    unknown: Map<String, Value>,
 }
 
 /// Keys are borrowed, so that no copy of them is left behind.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct WrittenToken<'a> {
     token_id: String,
     stored_key: &'a str,
     server_key: &'a str,
     #[serde(deserialize_with = "Option::deserialize")]
     until_ms: Option<Millis>,
+    #[serde(flatten)]
+    unknown: Map<String, Value>,
 }
 
 impl Record {
+    /// The record of a session that nothing else is known of.
+    pub fn of(session: Session, tokens: Vec<(Verifier, Option<Millis>)>) -> Record {
+        Record { session, tokens, unknown: Unknown::default() }
+    }
+
     /// The record as it is kept, with the name of the boot that it is good in.
     ///
     /// # Errors
@@ -122,6 +159,7 @@ impl Record {
                 stored_key: stored,
                 server_key: server,
                 until_ms: *until,
+                unknown: self.unknown.tokens.get(&verifier.id()).cloned().unwrap_or_default(),
             });
         let written = Written {
             version: VERSION,
@@ -134,6 +172,7 @@ impl Record {
                 pid: leader.pid.0,
                 pidfs: leader.pidfs,
                 start: leader.start,
+                unknown: self.unknown.leader.clone(),
             }),
             // For people who read lists; nothing is ever opened by it.
             cwd: session.cwd.as_ref().map(|cwd| cwd.to_string_lossy().into_owned()),
@@ -143,6 +182,7 @@ impl Record {
             created_ms: session.created,
             expires_ms: session.expires,
             tokens: tokens.collect(),
+            unknown: self.unknown.session.clone(),
         };
         // Into a buffer that does not grow: growing would leave copies of the keys behind.
         let mut bytes = Zeroizing::new(vec![0; RECORD_MAX]);
@@ -173,8 +213,23 @@ impl Record {
 }
 
 impl Written<'_> {
-    fn into_record(self) -> Result<Record, NotARecord> {
+    fn into_record(mut self) -> Result<Record, NotARecord> {
         let bad = NotARecord::Value;
+        let mut unknown = Unknown {
+            session: std::mem::take(&mut self.unknown),
+            leader: self
+                .leader
+                .as_mut()
+                .map(|leader| std::mem::take(&mut leader.unknown))
+                .unwrap_or_default(),
+            tokens: HashMap::new(),
+        };
+        for token in &mut self.tokens {
+            let id = token.token_id.parse().map_err(|_| bad("tokens"))?;
+            if !token.unknown.is_empty() {
+                unknown.tokens.insert(id, std::mem::take(&mut token.unknown));
+            }
+        }
         let tokens = self.tokens.into_iter().map(WrittenToken::into_token).collect::<Result<Vec<_>, _>>()?;
         // The present one has no end; whatever is before it has one, and is another.
         let token_id = match tokens.as_slice() {
@@ -212,7 +267,7 @@ impl Written<'_> {
         if (session.name.as_str() == super::OWNER) != is_owner {
             return Err(bad("name"));
         }
-        Ok(Record { session, tokens })
+        Ok(Record { session, tokens, unknown })
     }
 }
 
@@ -253,7 +308,7 @@ mod tests {
             token_id: present.id(),
         };
         let tokens = vec![(Verifier::of(&before), Some(5)), (Verifier::of(&present), None)];
-        Record { session, tokens }
+        Record::of(session, tokens)
     }
 
     fn text(record: &Record) -> String {
@@ -309,7 +364,6 @@ mod tests {
             "[]".to_owned(),
             format!("{good}{good}"),
             good.replacen("\"uid\":1000", "\"uid\":-1", 1),
-            good.replacen("\"uid\":1000", "\"uid\":1000,\"admin\":true", 1),
             good.replacen("\"uid\":1000", "\"uid\":1000,\"uid\":0", 1),
             good.replacen(",\"expires_ms\":1700000100000", "", 1),
             good.replacen(",\"start\":null", "", 1),
@@ -334,6 +388,29 @@ mod tests {
             assert_ne!(bad, good);
             let words = read(&bad).unwrap_err().to_string();
             assert!(!words.contains(&stored[8..24]) && !words.contains(&server[8..24]), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_a_newer_daemon_wrote_is_kept_and_not_shown() {
+        let good = text(&fixture());
+        let newer = good
+            .replacen("\"uid\":1000", "\"uid\":1000,\"label\":{\"a\":[5000000000,null,\"0123abcd\"]}", 1)
+            .replacen("\"pid\":4711", "\"pid\":4711,\"cgroup\":7", 1)
+            .replacen("\"until_ms\":null", "\"until_ms\":null,\"pepper\":\"5ec2e7\"", 1);
+        let record = read(&newer).unwrap();
+        assert!(!record.unknown.is_empty() && fixture().unknown.is_empty());
+        let again: Value = serde_json::from_str(&text(&record)).unwrap();
+        assert_eq!(again, serde_json::from_str::<Value>(&newer).unwrap());
+        assert_eq!(again["tokens"][1]["pepper"], "5ec2e7", "beside the token that it belongs to");
+        let shown = format!("{record:?}");
+        assert!(
+            shown.contains("pepper") && !shown.contains("5ec2e7") && !shown.contains("0123abcd"),
+            "{shown}"
+        );
+        // What is known is not unknown a second time.
+        for twice in ["\"uid\":1000,\"uid\":1000", "\"uid\":1000,\"binding\":\"uid\""] {
+            assert!(read(&good.replacen("\"uid\":1000", twice, 1)).is_err(), "{twice}");
         }
     }
 

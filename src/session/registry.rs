@@ -3,13 +3,14 @@
 //! Pure but for the walk up the process tree, which the caller passes in. The daemon's own token is
 //! the first session, so there is one way to resolve a token.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 
+use super::leaders::Leaders;
+use super::past::{Ended, Past};
 use super::record::{Record, TooLong};
-use super::scope::{Scope, Scopes};
+use super::scope::{Scope, Scopes, TooManyScopes};
 use super::{Binding, EndReason, Millis, Name, Realm, Session, SessionId};
 use crate::kernel::is_exhausted;
 use crate::kernel::process::Identity;
@@ -17,19 +18,35 @@ use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
 use crate::wire::auth::Code;
 
-/// How long an ended session is remembered, in milliseconds: so long its token is told `revoked`
-/// or `expired` instead of `denied`.
-pub const ENDED_KEPT: Millis = 3_600_000;
 /// How long a rotated token may still connect, in milliseconds, unless asked otherwise.
 pub const ROTATION_GRACE: Millis = 60_000;
 
-/// How many sessions fit.
+/// How many sessions fit, and how long what has ended is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// In all.
+pub struct Limits {
+    /// Sessions in all; as many that ended are remembered.
     pub sessions: usize,
-    /// Of one user.
+    /// Sessions of one user; as many that ended are remembered.
     pub sessions_per_uid: usize,
+    /// Sessions within each other, those that stand for the owner or a user not counted.
+    pub session_depth: usize,
+    /// Sessions below one, at any depth; the owner and users have no such limit.
+    pub session_descendants: usize,
+    /// How long an ended session is remembered, in milliseconds: so long it can be listed, and its token is
+    /// told `revoked` or `expired` instead of `denied`.
+    pub ended_kept: Millis,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            sessions: 4096,
+            sessions_per_uid: 1024,
+            session_depth: 16,
+            session_descendants: 256,
+            ended_kept: 3_600_000,
+        }
+    }
 }
 
 /// What somebody asks for who wants a new session.
@@ -60,7 +77,18 @@ pub struct Maker {
     pub cwd: Option<std::path::PathBuf>,
 }
 
-/// Why a session was not made.
+/// What somebody asks for who changes a session. What is not named stays.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// Its name.
+    pub name: Option<Name>,
+    /// What it shall be able to do from now on.
+    pub scopes: Option<Vec<Scope>>,
+    /// How long it lives from now on.
+    pub ttl: Option<Millis>,
+}
+
+/// Why a session was not made, or not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotMade {
     /// Only the owner, or a user's own session, chooses a realm.
@@ -77,6 +105,28 @@ pub enum NotMade {
     /// All of this user's places are taken.
     #[error("limit sessions_per_uid = {0} is reached; end some, or raise it in [limits]")]
     FullForUid(usize),
+    /// Sessions are within each other as deep as they may be.
+    #[error(
+        "limit session_depth = {0} is reached: this session is as many within each other; raise it in [limits]"
+    )]
+    TooDeep(usize),
+    /// One that it would be below has as many below it as it may have.
+    #[error(
+        "limit session_descendants = {0} is reached below session {1}; end some, or raise it in [limits]"
+    )]
+    TooManyBelow(usize, SessionId),
+    /// More scopes than a session has.
+    #[error(transparent)]
+    TooManyScopes(#[from] TooManyScopes),
+    /// A change takes away and never adds.
+    #[error("scope {0}: the session does not have it, and a change never widens one")]
+    Scope(Scope),
+    /// Nor does it put off the end.
+    #[error("the session would end later than it does, and a change never puts off its end")]
+    Expiry,
+    /// What stands for somebody is as the daemon made it.
+    #[error("session {0} stands for the owner or for a user, and does not change")]
+    StandsForSomebody(SessionId),
     /// All places are taken by processes that lead, or led, sessions.
     #[error(
         "limit sessions = {0} is reached by processes that lead or led sessions and still run; let some end, or raise it in [limits]"
@@ -170,92 +220,35 @@ struct Credential {
     until: Option<Millis>,
 }
 
-#[derive(Debug)]
-struct Ended {
-    verifier: Verifier,
-    id: SessionId,
-    reason: EndReason,
-}
-
-/// Processes that live and lead, or led, a session: found by whichever mark a process has. A session
-/// that ends before its leader sets nobody free: what runs below the leader is still not the owner.
-#[derive(Debug, Default)]
-struct Leaders {
-    /// Each with the user whose sessions it leads or led.
-    marks: HashMap<Mark, u32>,
-    /// How many each user has.
-    per_uid: HashMap<u32, usize>,
-    /// How many of them have no pid in our pid namespace: a way up may end below one unseen.
-    unseen: usize,
-}
-
-#[derive(Debug, PartialEq, Eq, Hash)]
-enum Mark {
-    Inode(u64),
-    Start(u32, u64),
-}
-
-impl Mark {
-    fn of(identity: &Identity) -> Option<Mark> {
-        let start = identity.start.map(|start| Mark::Start(identity.pid.0, start));
-        identity.pidfs.map(Mark::Inode).or(start)
-    }
-}
-
-impl Leaders {
-    /// Says whether it is new.
-    fn add(&mut self, leader: &Identity, uid: u32) -> bool {
-        let Some(Entry::Vacant(place)) = Mark::of(leader).map(|mark| self.marks.entry(mark)) else {
-            return false;
-        };
-        place.insert(uid);
-        *self.per_uid.entry(uid).or_default() += 1;
-        self.unseen += usize::from(leader.pid.0 == 0);
-        true
-    }
-
-    fn remove(&mut self, leader: &Identity) {
-        let Some(uid) = Mark::of(leader).and_then(|mark| self.marks.remove(&mark)) else { return };
-        self.unseen -= usize::from(leader.pid.0 == 0);
-        if let Entry::Occupied(mut count) = self.per_uid.entry(uid) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
-    }
-
-    fn contains(&self, identity: &Identity) -> bool {
-        Mark::of(identity).is_some_and(|mark| self.marks.contains_key(&mark))
-    }
-
-    fn len(&self) -> usize {
-        self.marks.len()
-    }
-
-    fn of_uid(&self, uid: u32) -> usize {
-        self.per_uid.get(&uid).copied().unwrap_or(0)
-    }
-}
-
 /// A living session and the tokens that stand for it: the present one last, and at most one before
 /// it that is in its grace.
 #[derive(Debug)]
 struct Living {
     session: Arc<Session>,
     tokens: Vec<TokenId>,
+    /// What came from it.
+    children: BTreeSet<SessionId>,
+    /// How many are around it, those that stand for somebody not counted, and itself.
+    depth: usize,
+    /// How many are below it, at any depth.
+    below: usize,
+}
+
+impl Living {
+    /// What stands for the owner or a user, with one token.
+    fn of_somebody(session: Session) -> Living {
+        let tokens = vec![session.token_id];
+        Living { session: Arc::new(session), tokens, children: BTreeSet::new(), depth: 0, below: 0 }
+    }
 }
 
 /// All sessions.
 #[derive(Debug)]
 pub struct Registry {
-    capacity: Capacity,
+    limits: Limits,
     sessions: BTreeMap<SessionId, Living>,
-    children: HashMap<SessionId, HashSet<SessionId>>,
     credentials: HashMap<TokenId, Credential>,
-    ended: HashMap<TokenId, Ended>,
-    /// Ended tokens by the time they are forgotten, oldest first.
-    forget: BTreeSet<(Millis, TokenId)>,
+    past: Past,
     /// Sessions by their expiry.
     expiries: BTreeSet<(Millis, SessionId)>,
     /// Rotated tokens by the end of their grace.
@@ -268,7 +261,7 @@ pub struct Registry {
 
 impl Registry {
     /// A registry whose first session is the owner's.
-    pub fn new(owner_uid: u32, owner: Verifier, now: Millis, capacity: Capacity) -> Registry {
+    pub fn new(owner_uid: u32, owner: Verifier, now: Millis, limits: Limits) -> Registry {
         let session = Session {
             id: SessionId::owner(),
             #[allow(clippy::expect_used)] // a constant that the tests read
@@ -284,17 +277,12 @@ impl Registry {
             expires: None,
             token_id: owner.id(),
         };
-        let credential = Credential { verifier: owner, session: session.id.clone(), until: None };
+        let credential = Credential { verifier: owner, session: session.id, until: None };
         Registry {
-            capacity,
+            limits,
             credentials: HashMap::from([(session.token_id, credential)]),
-            sessions: BTreeMap::from([(
-                session.id.clone(),
-                Living { tokens: vec![session.token_id], session: Arc::new(session) },
-            )]),
-            children: HashMap::new(),
-            ended: HashMap::new(),
-            forget: BTreeSet::new(),
+            sessions: BTreeMap::from([(session.id, Living::of_somebody(session))]),
+            past: Past::default(),
             expiries: BTreeSet::new(),
             graces: BTreeSet::new(),
             per_uid: HashMap::new(),
@@ -305,15 +293,13 @@ impl Registry {
 
     /// Puts a session into the registry that stands for a user of a system daemon, below the owner's.
     /// If there is one, it gets this token instead, and its old one is worth nothing.
-    pub fn set_user(&mut self, uid: u32, verifier: Verifier, scopes: &[Scope], now: Millis) {
+    pub fn set_user(&mut self, uid: u32, verifier: Verifier, scopes: &Scopes, now: Millis) {
         let id = SessionId::of_user(uid);
+        self.forget_user(uid, now);
         let before = self.sessions.remove(&id);
-        for token_id in before.iter().flat_map(|living| living.tokens.clone()) {
-            self.retire_token(token_id, EndReason::Revoked, now);
-        }
         let token_id = verifier.id();
         let session = Session {
-            id: id.clone(),
+            id,
             #[allow(clippy::expect_used)] // a constant that the tests read
             name: super::USER.parse().expect("user is a name"),
             realm: Realm::default(),
@@ -321,15 +307,17 @@ impl Registry {
             leader: None,
             cwd: None,
             parent: Some(SessionId::owner()),
-            scopes: Scopes::all().narrowed_to(scopes),
+            scopes: scopes.clone(),
             binding: Binding::Uid,
-            created: before.map_or(now, |living| living.session.created),
+            created: before.as_ref().map_or(now, |living| living.session.created),
             expires: None,
             token_id,
         };
-        self.credentials.insert(token_id, Credential { verifier, session: id.clone(), until: None });
+        self.credentials.insert(token_id, Credential { verifier, session: id, until: None });
         self.users.insert(uid);
-        self.sessions.insert(id, Living { session: Arc::new(session), tokens: vec![token_id] });
+        let (children, below) =
+            before.map_or_else(Default::default, |living| (living.children, living.below));
+        self.sessions.insert(id, Living { children, below, ..Living::of_somebody(session) });
     }
 
     /// Takes all power from the token of the session that stands for a user: its file was removed. What is below
@@ -337,8 +325,9 @@ impl Registry {
     pub fn forget_user(&mut self, uid: u32, now: Millis) {
         let living = self.sessions.get_mut(&SessionId::of_user(uid));
         for token_id in living.map(|living| std::mem::take(&mut living.tokens)).into_iter().flatten() {
-            self.retire_token(token_id, EndReason::Revoked, now);
+            self.replace_token(token_id, now);
         }
+        self.past.trim(&self.limits, now);
     }
 
     /// Users that have a token.
@@ -354,38 +343,28 @@ impl Registry {
     /// Changes what the sessions that stand for users may do. Gives the sessions below them that have
     /// more than that now: they must be ended.
     #[must_use]
-    pub fn set_user_scopes(&mut self, scopes: &[Scope]) -> Vec<SessionId> {
-        let scopes = Scopes::all().narrowed_to(scopes);
+    pub fn set_user_scopes(&mut self, scopes: &Scopes) -> Vec<SessionId> {
+        let mut wider = Vec::new();
         for uid in &self.users {
-            if let Some(living) = self.sessions.get_mut(&SessionId::of_user(*uid)) {
-                living.session =
-                    Arc::new(Session { scopes: scopes.clone(), ..Session::clone(&living.session) });
-            }
+            let Some(living) = self.sessions.get_mut(&SessionId::of_user(*uid)) else { continue };
+            living.session = Arc::new(Session { scopes: scopes.clone(), ..Session::clone(&living.session) });
+            let below = self.subtree(SessionId::of_user(*uid)).into_iter().skip(1);
+            let is_wider =
+                |id: &SessionId| self.get(id).is_some_and(|session| !scopes.cover(&session.scopes));
+            wider.extend(below.filter(is_wider));
         }
-        let is_below_a_user = |session: &Session| {
-            let mut parent = session.parent.as_ref();
-            while let Some(id) = parent.filter(|id| !id.stands_for_somebody()) {
-                parent = self.sessions.get(id).and_then(|living| living.session.parent.as_ref());
-            }
-            parent.is_some_and(|id| *id != SessionId::owner())
-        };
-        self.sessions
-            .values()
-            .map(|living| &living.session)
-            .filter(|session| !session.stands_for_somebody() && is_below_a_user(session))
-            .filter(|session| !session.scopes.iter().all(|scope| scopes.permits(scope)))
-            .map(|session| session.id.clone())
-            .collect()
+        wider
     }
 
-    /// How many sessions fit.
-    pub fn capacity(&self) -> Capacity {
-        self.capacity
+    /// How many sessions fit, and how long what has ended is remembered.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Changes how many sessions fit; those that live stay.
-    pub fn set_capacity(&mut self, capacity: Capacity) {
-        self.capacity = capacity;
+    pub fn set_limits(&mut self, limits: Limits, now: Millis) {
+        self.limits = limits;
+        self.past.trim(&self.limits, now);
     }
 
     /// What verifies a token, that of an ended session included: its holder is told so.
@@ -393,7 +372,7 @@ impl Registry {
         self.credentials
             .get(&token_id)
             .map(|credential| &credential.verifier)
-            .or_else(|| self.ended.get(&token_id).map(|ended| &ended.verifier))
+            .or_else(|| self.past.token(token_id).map(|former| &former.verifier))
     }
 
     /// Whether a token still stands for a session, and when its grace ends if it was rotated.
@@ -408,16 +387,20 @@ impl Registry {
     /// [`NotAdmitted`].
     pub fn admit(&self, token_id: TokenId, comer: &Comer<'_>, now: Millis) -> Result<Admitted, NotAdmitted> {
         let refuse = |code, session: Option<&SessionId>, reason: String| {
-            Err(NotAdmitted { code, reason, session: session.cloned() })
+            Err(NotAdmitted { code, reason, session: session.copied() })
         };
         let Some(credential) = self.credentials.get(&token_id) else {
-            return match self.ended.get(&token_id) {
-                Some(ended) if ended.reason == EndReason::Expired => {
-                    refuse(Code::Expired, Some(&ended.id), "the session has expired".into())
+            return match self.past.token(token_id) {
+                Some(former) if former.reason == EndReason::Expired => {
+                    refuse(Code::Expired, Some(&former.session), "the session has expired".into())
                 }
-                Some(ended) => {
-                    let reason = format!("the session has ended ({})", ended.reason.as_str());
-                    refuse(Code::Revoked, Some(&ended.id), reason)
+                Some(former) if self.sessions.contains_key(&former.session) => {
+                    let reason = "the token was rotated and its grace is over".into();
+                    refuse(Code::Revoked, Some(&former.session), reason)
+                }
+                Some(former) => {
+                    let reason = format!("the session has ended ({})", former.reason.as_str());
+                    refuse(Code::Revoked, Some(&former.session), reason)
                 }
                 None => refuse(Code::Denied, None, "the session was forgotten meanwhile".into()),
             };
@@ -482,7 +465,7 @@ impl Registry {
     /// Who runs inside a session must not be the owner, although it can read the owner's file.
     fn is_outside(&self, comer: &Comer<'_>) -> io::Result<bool> {
         // Where the platform cannot walk up (macOS), no session is bound to a tree either.
-        if self.leaders.len() == 0 || !cfg!(target_os = "linux") {
+        if self.leaders.is_empty() || !cfg!(target_os = "linux") {
             return Ok(true);
         }
         let mut top = 0;
@@ -493,7 +476,7 @@ impl Registry {
         // A way up that does not end at process 1 ended at a process that was moved into our pid
         // namespace: what is above it cannot be seen, and may be a leader that cannot be either.
         const INIT: u32 = 1;
-        Ok(found?.unwrap_or(top == INIT || self.leaders.unseen == 0))
+        Ok(found?.unwrap_or(top == INIT || !self.leaders.has_unseen()))
     }
 
     /// Makes a session below the one that asks. Says too whether its leader is a new one: then it must
@@ -508,10 +491,9 @@ impl Registry {
         new: NewSession,
         now: Millis,
     ) -> Result<(Arc<Session>, bool), NotMade> {
-        let parent = self.sessions.get(&asker.session.id).ok_or(NotMade::ParentEnded)?.session.clone();
-        if self.credentials.get(&asker.token_id).is_none_or(|credential| credential.until.is_some()) {
-            return Err(NotMade::Rotated);
-        }
+        let above = self.sessions.get(&asker.session.id).ok_or(NotMade::ParentEnded)?;
+        let (parent, depth) = (above.session.clone(), above.depth + 1);
+        self.refuse_rotated(asker)?;
         let realm = match new.realm {
             Some(realm) if realm != parent.realm && !parent.stands_for_somebody() => {
                 return Err(NotMade::Realm(realm));
@@ -522,23 +504,32 @@ impl Registry {
         if new.binding > parent.binding {
             return Err(NotMade::Binding(new.binding));
         }
+        let scopes = parent.scopes.narrowed_to(&new.scopes)?;
+        if depth > self.limits.session_depth {
+            return Err(NotMade::TooDeep(self.limits.session_depth));
+        }
+        let most_below = self.limits.session_descendants;
+        let is_full = |living: &Living| !living.session.stands_for_somebody() && living.below >= most_below;
+        if let Some(full) = self.upwards(parent.id).find(|living| is_full(living)) {
+            return Err(NotMade::TooManyBelow(most_below, full.session.id));
+        }
         // Sessions that stand for somebody do not count against the limit that they enforce.
-        if self.len() >= self.capacity.sessions {
-            return Err(NotMade::Full(self.capacity.sessions));
+        if self.len() >= self.limits.sessions {
+            return Err(NotMade::Full(self.limits.sessions));
         }
         // The kernel's word; root may come in for a user and stays that user's guest.
         let uid = if maker.uid == 0 { parent.uid } else { maker.uid };
-        if self.per_uid.get(&uid).is_some_and(|count| *count >= self.capacity.sessions_per_uid) {
-            return Err(NotMade::FullForUid(self.capacity.sessions_per_uid));
+        if self.per_uid.get(&uid).is_some_and(|count| *count >= self.limits.sessions_per_uid) {
+            return Err(NotMade::FullForUid(self.limits.sessions_per_uid));
         }
         // A process that led a session is watched, and on record, for as long as it lives: what it costs counts
         // as long.
         if !self.leaders.contains(&maker.leader) {
-            if self.leaders.len() >= self.capacity.sessions {
-                return Err(NotMade::FullOfLeaders(self.capacity.sessions));
+            if self.leaders.len() >= self.limits.sessions {
+                return Err(NotMade::FullOfLeaders(self.limits.sessions));
             }
-            if self.leaders.of_uid(uid) >= self.capacity.sessions_per_uid {
-                return Err(NotMade::FullOfLeadersForUid(self.capacity.sessions_per_uid));
+            if self.leaders.of_uid(uid) >= self.limits.sessions_per_uid {
+                return Err(NotMade::FullOfLeadersForUid(self.limits.sessions_per_uid));
             }
         }
         let token_id = new.verifier.id();
@@ -548,7 +539,7 @@ impl Registry {
         let own_end = new.ttl.map(|ttl| now.saturating_add(ttl));
         let id = loop {
             let id = SessionId::generate(now).map_err(|_| NotMade::NoRandomness)?;
-            if !self.sessions.contains_key(&id) {
+            if !self.sessions.contains_key(&id) && self.past.get(&id).is_none() {
                 break id;
             }
         };
@@ -559,8 +550,8 @@ impl Registry {
             uid,
             leader: Some(maker.leader),
             cwd: maker.cwd,
-            parent: Some(parent.id.clone()),
-            scopes: parent.scopes.narrowed_to(&new.scopes),
+            parent: Some(parent.id),
+            scopes,
             binding: new.binding,
             created: now,
             expires: [own_end, parent.expires].into_iter().flatten().min(),
@@ -587,38 +578,78 @@ impl Registry {
         session: &Arc<Session>,
         tokens: impl IntoIterator<Item = (Verifier, Option<Millis>)>,
     ) -> bool {
-        let id = &session.id;
+        let id = session.id;
         let tokens =
             tokens.into_iter().map(|(verifier, until)| self.add_token(id, verifier, until)).collect();
         *self.per_uid.entry(session.uid).or_default() += 1;
-        if let Some(parent) = &session.parent {
-            self.children.entry(parent.clone()).or_default().insert(id.clone());
-        }
+        let parent = session.parent.and_then(|parent| self.sessions.get_mut(&parent));
+        let depth = parent.map_or(0, |parent| {
+            parent.children.insert(id);
+            parent.depth + 1
+        });
+        self.count_below(session.parent, true);
         if let Some(expires) = session.expires {
-            self.expiries.insert((expires, id.clone()));
+            self.expiries.insert((expires, id));
         }
-        self.sessions.insert(id.clone(), Living { session: session.clone(), tokens });
-        session.leader.is_some_and(|leader| self.leaders.add(&leader, session.uid))
+        let living = Living { session: session.clone(), tokens, children: BTreeSet::new(), depth, below: 0 };
+        self.sessions.insert(id, living);
+        session.leader.is_some_and(|leader| {
+            let is_new = self.leaders.add(&leader, session.uid);
+            self.leaders.note(&leader, id, true);
+            is_new
+        })
     }
 
-    fn add_token(&mut self, session: &SessionId, verifier: Verifier, until: Option<Millis>) -> TokenId {
+    /// Counts one more, or one less, below a session and all around it.
+    fn count_below(&mut self, mut id: Option<SessionId>, more: bool) {
+        while let Some(living) = id.and_then(|id| self.sessions.get_mut(&id)) {
+            living.below = if more { living.below + 1 } else { living.below.saturating_sub(1) };
+            id = living.session.parent;
+        }
+    }
+
+    /// A session and those around it, the innermost first.
+    fn upwards(&self, id: SessionId) -> impl Iterator<Item = &Living> {
+        let parent = |living: &&Living| living.session.parent.and_then(|id| self.sessions.get(&id));
+        std::iter::successors(self.sessions.get(&id), parent)
+    }
+
+    /// A session and all that came from it, each after the one that it came from.
+    fn subtree(&self, id: SessionId) -> Vec<SessionId> {
+        // Not recursive, so that no chain of sessions is too long.
+        let mut order = vec![id];
+        let mut next = 0;
+        while let Some(id) = order.get(next) {
+            let children = self.sessions.get(id).map(|living| &living.children);
+            order.extend(children.into_iter().flatten());
+            next += 1;
+        }
+        order
+    }
+
+    fn add_token(&mut self, session: SessionId, verifier: Verifier, until: Option<Millis>) -> TokenId {
         let token_id = verifier.id();
         if let Some(until) = until {
             self.graces.insert((until, token_id));
         }
-        self.credentials.insert(token_id, Credential { verifier, session: session.clone(), until });
+        self.credentials.insert(token_id, Credential { verifier, session, until });
         token_id
     }
 
-    /// Takes a session out of all places but those of its tokens and of its leader's process.
+    /// Takes a session out of all places but those of its tokens and of its leader's process. What came from it
+    /// must have been taken out before.
     fn detach(&mut self, id: &SessionId) -> Option<Living> {
         let living = self.sessions.remove(id)?;
         let session = &living.session;
         if let Some(expires) = session.expires {
-            self.expiries.remove(&(expires, id.clone()));
+            self.expiries.remove(&(expires, *id));
         }
-        if let Some(siblings) = session.parent.as_ref().and_then(|parent| self.children.get_mut(parent)) {
-            siblings.remove(id);
+        if let Some(parent) = session.parent.and_then(|parent| self.sessions.get_mut(&parent)) {
+            parent.children.remove(id);
+        }
+        self.count_below(session.parent, false);
+        if let Some(leader) = session.leader {
+            self.leaders.note(&leader, *id, false);
         }
         if let Some(count) = self.per_uid.get_mut(&session.uid) {
             *count -= 1;
@@ -631,10 +662,10 @@ impl Registry {
 
     /// What is to be kept of a living session, so that it outlives the daemon.
     pub fn record(&self, id: &SessionId) -> Option<Record> {
-        let Living { session, tokens } = self.sessions.get(id)?;
+        let Living { session, tokens, .. } = self.sessions.get(id)?;
         let tokens = tokens.iter().filter_map(|token_id| self.credentials.get(token_id));
         let tokens = tokens.map(|credential| (credential.verifier.clone(), credential.until)).collect();
-        Some(Record { session: Session::clone(session), tokens })
+        Some(Record::of(Session::clone(session), tokens))
     }
 
     /// Lets a session live on that a daemon before kept a record of, and whose leader is known to
@@ -645,12 +676,7 @@ impl Registry {
     pub fn restore(&mut self, record: &Record, now: Millis) -> Result<bool, NotRestored> {
         let session = &record.session;
         let parent = session.parent.as_ref().and_then(|id| self.get(id)).ok_or(NotRestored::Orphan)?;
-        if session.uid != parent.uid
-            || session.binding > parent.binding
-            || (session.realm != parent.realm && !parent.stands_for_somebody())
-            || parent.expires.is_some_and(|end| session.expires.is_none_or(|own| own > end))
-            || !session.scopes.iter().all(|scope| parent.scopes.permits(scope))
-        {
+        if !parent.may_have(session) {
             return Err(NotRestored::Wider);
         }
         if self.get(&session.id).is_some()
@@ -658,11 +684,11 @@ impl Registry {
         {
             return Err(NotRestored::Taken);
         }
-        if self.len() >= self.capacity.sessions {
-            return Err(NotRestored::Full(self.capacity.sessions));
+        if self.len() >= self.limits.sessions {
+            return Err(NotRestored::Full(self.limits.sessions));
         }
-        if self.per_uid.get(&session.uid).is_some_and(|count| *count >= self.capacity.sessions_per_uid) {
-            return Err(NotRestored::FullForUid(self.capacity.sessions_per_uid));
+        if self.per_uid.get(&session.uid).is_some_and(|count| *count >= self.limits.sessions_per_uid) {
+            return Err(NotRestored::FullForUid(self.limits.sessions_per_uid));
         }
         // A grace that ended while no daemon ran is over like any other.
         let is_new_leader = self.attach(&Arc::new(session.clone()), record.tokens.iter().cloned());
@@ -670,17 +696,28 @@ impl Registry {
         Ok(is_new_leader)
     }
 
-    /// Remembers a session that ended before this daemon began, for its token's holder and because its
-    /// leader still lives. Says whether the leader is a new one, as [`Registry::create`] does.
-    pub fn restore_ended(&mut self, record: &Record, reason: &EndReason, now: Millis) -> bool {
-        for (verifier, _) in &record.tokens {
-            if self.verifier(verifier.id()).is_none() {
-                let token_id = self.add_token(&record.session.id, verifier.clone(), None);
-                self.retire_token(token_id, reason.clone(), now);
-            }
+    /// Remembers a session that ended before this daemon began. If its leader still lives, nobody below that one
+    /// is the owner; says then whether it is a new one, as [`Registry::create`] does.
+    pub fn restore_ended(
+        &mut self,
+        record: &Record,
+        reason: EndReason,
+        at: Millis,
+        leader_lives: bool,
+        now: Millis,
+    ) -> bool {
+        let tokens = record.tokens.iter().map(|(verifier, _)| verifier.clone());
+        let tokens = tokens.filter(|verifier| self.verifier(verifier.id()).is_none()).collect();
+        let session = Arc::new(record.session.clone());
+        let is_known = self.get(&session.id).is_some() || self.past.get(&session.id).is_some();
+        if !is_known {
+            // A clock that was set back keeps nothing for longer.
+            self.past.remember(Ended { session, reason, at: at.min(now) }, tokens);
         }
-        self.forget_ended(now);
-        record.session.leader.is_some_and(|leader| self.leaders.add(&leader, record.session.uid))
+        self.past.trim_user(record.session.uid, &self.limits);
+        self.past.trim(&self.limits, now);
+        let leader = record.session.leader.filter(|_| leader_lives);
+        leader.is_some_and(|leader| self.leaders.add(&leader, record.session.uid))
     }
 
     /// Lets a token of the owner or a user that came before the present one finish its grace. If the
@@ -694,7 +731,7 @@ impl Registry {
         }
         for (verifier, until) in record.tokens.iter().filter(|(_, until)| until.is_some()) {
             if self.verifier(verifier.id()).is_none() {
-                let token_id = self.add_token(id, verifier.clone(), *until);
+                let token_id = self.add_token(*id, verifier.clone(), *until);
                 if let Some(living) = self.sessions.get_mut(id) {
                     living.tokens.insert(0, token_id);
                 }
@@ -710,69 +747,116 @@ impl Registry {
 
     /// Ends a session and all that came from it, leaves first. Ending what has ended is nothing.
     /// What stands for the owner or a user cannot end.
-    pub fn end(&mut self, id: &SessionId, reason: EndReason, now: Millis) -> Vec<(Arc<Session>, EndReason)> {
-        let mut ended = Vec::new();
-        if !id.stands_for_somebody() {
-            self.end_below(id, &reason, now, &mut ended);
+    pub fn end(&mut self, id: &SessionId, reason: EndReason, now: Millis) -> Vec<Ended> {
+        let mut all_ended = Vec::new();
+        if id.stands_for_somebody() {
+            return all_ended;
         }
-        ended
-    }
-
-    fn end_below(
-        &mut self,
-        id: &SessionId,
-        reason: &EndReason,
-        now: Millis,
-        ended: &mut Vec<(Arc<Session>, EndReason)>,
-    ) {
-        // Iterative, so that no chain of sessions is too long: parents first, then backwards.
-        let mut order = vec![id.clone()];
-        let mut next = 0;
-        while let Some(children) = order.get(next).map(|id| self.children.remove(id)) {
-            order.extend(children.into_iter().flatten());
-            next += 1;
+        for ending in self.subtree(*id).into_iter().rev() {
+            let Some(Living { session, tokens, .. }) = self.detach(&ending) else { continue };
+            let reason = if ending == *id { reason } else { EndReason::ParentEnded };
+            let tokens = tokens.into_iter().filter_map(|token_id| self.take_credential(token_id)).collect();
+            let ended = Ended { session, reason, at: now };
+            all_ended.push(ended.clone());
+            self.past.remember(ended, tokens);
         }
-        for ending in order.into_iter().rev() {
-            let Some(Living { session, tokens }) = self.detach(&ending) else { continue };
-            let reason = if ending == *id { reason.clone() } else { EndReason::ParentEnded };
-            for token_id in tokens {
-                self.retire_token(token_id, reason.clone(), now);
-            }
-            ended.push((session, reason));
+        if let Some(ended) = all_ended.last() {
+            self.past.trim_user(ended.session.uid, &self.limits);
         }
-        self.forget_ended(now);
+        self.past.trim(&self.limits, now);
+        all_ended
     }
 
     /// Notes that a leader's process has ended: ends the sessions that it led, and forgets it.
-    pub fn end_leader(&mut self, leader: &Identity, now: Millis) -> Vec<(Arc<Session>, EndReason)> {
-        let led = |living: &&Living| living.session.leader.is_some_and(|its| its.is_same(leader));
-        let led: Vec<SessionId> =
-            self.sessions.values().filter(led).map(|living| living.session.id.clone()).collect();
+    pub fn end_leader(&mut self, leader: &Identity, now: Millis) -> Vec<Ended> {
+        let led = self.leaders.led_by(leader);
         let ended = led.iter().flat_map(|id| self.end(id, EndReason::LeaderExited, now)).collect();
         self.leaders.remove(leader);
         ended
     }
 
-    /// Takes a token's power and remembers for a while that it had some.
-    fn retire_token(&mut self, token_id: TokenId, reason: EndReason, now: Millis) {
-        let Some(Credential { verifier, session, until }) = self.credentials.remove(&token_id) else {
-            return;
-        };
+    fn take_credential(&mut self, token_id: TokenId) -> Option<Verifier> {
+        let Credential { verifier, until, .. } = self.credentials.remove(&token_id)?;
         if let Some(until) = until {
             self.graces.remove(&(until, token_id));
         }
-        self.ended.insert(token_id, Ended { verifier, id: session, reason });
-        self.forget.insert((now.saturating_add(ENDED_KEPT), token_id));
+        Some(verifier)
     }
 
-    /// Forgets what ended long ago, and the oldest of what is more than fits.
-    pub fn forget_ended(&mut self, now: Millis) {
-        while let Some((when, token_id)) = self.forget.first().copied() {
-            if when > now && self.ended.len() <= self.capacity.sessions {
-                break;
+    /// Takes a token's power, whose session goes on with another, and remembers for a while that it had some.
+    fn replace_token(&mut self, token_id: TokenId, now: Millis) {
+        let session = self.credentials.get(&token_id).map(|credential| credential.session);
+        if let Some((session, verifier)) = session.zip(self.take_credential(token_id)) {
+            self.past.remember_replaced(verifier, session, now);
+        }
+    }
+
+    /// Sessions that were forgotten since this was asked last: nothing of them need be kept any more.
+    pub fn take_forgotten(&mut self) -> Vec<SessionId> {
+        self.past.take_forgotten()
+    }
+
+    /// What [`Registry::update`] would make of a session and of what came from it, which it may not be wider than
+    /// afterwards: those that change, to be kept in this order before it is done, each after all below it.
+    ///
+    /// # Errors
+    /// [`NotMade`].
+    pub fn updated(
+        &self,
+        asker: &Admitted,
+        id: &SessionId,
+        change: Change,
+        now: Millis,
+    ) -> Result<Vec<Arc<Session>>, NotMade> {
+        self.refuse_rotated(asker)?;
+        if id.stands_for_somebody() {
+            return Err(NotMade::StandsForSomebody(*id));
+        }
+        let mut session = Session::clone(self.get(id).ok_or(NotMade::ParentEnded)?);
+        session.name = change.name.unwrap_or(session.name);
+        if let Some(scopes) = change.scopes {
+            if let Some(wider) = scopes.iter().find(|scope| !session.scopes.permits(scope)) {
+                return Err(NotMade::Scope(wider.clone()));
             }
-            self.forget.remove(&(when, token_id));
-            self.ended.remove(&token_id);
+            session.scopes = session.scopes.narrowed_to(&scopes)?;
+        }
+        if let Some(end) = change.ttl.map(|ttl| now.saturating_add(ttl)) {
+            if session.expires.is_some_and(|expires| end > expires) {
+                return Err(NotMade::Expiry);
+            }
+            session.expires = Some(end);
+        }
+        let mut changed = HashMap::from([(*id, Arc::new(session))]);
+        let mut order = vec![*id];
+        for below in self.subtree(*id).into_iter().skip(1) {
+            let Some(session) = self.get(&below) else { continue };
+            let Some(parent) = session.parent.and_then(|parent| changed.get(&parent)) else { continue };
+            if parent.may_have(session) {
+                continue;
+            }
+            let scopes: Vec<Scope> = session.scopes.iter().cloned().collect();
+            let narrowed = Session {
+                scopes: parent.scopes.narrowed_to(&scopes)?,
+                expires: [session.expires, parent.expires].into_iter().flatten().min(),
+                ..Session::clone(session)
+            };
+            changed.insert(below, Arc::new(narrowed));
+            order.push(below);
+        }
+        Ok(order.into_iter().rev().filter_map(|id| changed.remove(&id)).collect())
+    }
+
+    /// Puts sessions that [`Registry::updated`] gave in the places of what they were.
+    pub fn update(&mut self, changed: &[Arc<Session>]) {
+        for session in changed {
+            let Some(living) = self.sessions.get_mut(&session.id) else { continue };
+            let before = std::mem::replace(&mut living.session, session.clone());
+            if let Some(expires) = before.expires {
+                self.expiries.remove(&(expires, session.id));
+            }
+            if let Some(expires) = session.expires {
+                self.expiries.insert((expires, session.id));
+            }
         }
     }
 
@@ -789,16 +873,23 @@ impl Registry {
         now: Millis,
     ) -> Result<Record, NotMade> {
         self.may_rotate(asker, verifier)?;
-        let Record { session, tokens } = self.record(id).ok_or(NotMade::ParentEnded)?;
+        let Record { session, tokens, .. } = self.record(id).ok_or(NotMade::ParentEnded)?;
         let before = tokens.into_iter().last().map(|(before, _)| (before, Some(now.saturating_add(grace))));
         let tokens = before.into_iter().chain([(verifier.clone(), None)]).collect();
-        Ok(Record { session: Session { token_id: verifier.id(), ..session }, tokens })
+        Ok(Record::of(Session { token_id: verifier.id(), ..session }, tokens))
+    }
+
+    /// A rotated token only finishes what it began.
+    fn refuse_rotated(&self, asker: &Admitted) -> Result<(), NotMade> {
+        let credential = self.credentials.get(&asker.token_id);
+        if credential.is_none_or(|credential| credential.until.is_some()) {
+            return Err(NotMade::Rotated);
+        }
+        Ok(())
     }
 
     fn may_rotate(&self, asker: &Admitted, verifier: &Verifier) -> Result<(), NotMade> {
-        if self.credentials.get(&asker.token_id).is_none_or(|credential| credential.until.is_some()) {
-            return Err(NotMade::Rotated);
-        }
+        self.refuse_rotated(asker)?;
         if self.verifier(verifier.id()).is_some() {
             return Err(NotMade::TokenTaken);
         }
@@ -826,29 +917,41 @@ impl Registry {
         let before = living.tokens.pop();
         let earlier = std::mem::replace(&mut living.tokens, before.into_iter().chain([token_id]).collect());
         for token_id in earlier {
-            self.retire_token(token_id, EndReason::Revoked, now);
+            self.replace_token(token_id, now);
         }
         let until = now.saturating_add(grace);
         if let Some((before, credential)) = before.and_then(|id| Some((id, self.credentials.get_mut(&id)?))) {
             credential.until = Some(until);
             self.graces.insert((until, before));
         }
-        self.credentials.insert(token_id, Credential { verifier, session: id.clone(), until: None });
-        self.forget_ended(now);
+        self.credentials.insert(token_id, Credential { verifier, session: *id, until: None });
+        self.past.trim(&self.limits, now);
         Ok(session)
     }
 
-    /// Drops rotated tokens whose grace is over; their holders hear `revoked` for a while.
+    /// Drops rotated tokens whose grace is over; their holders hear `revoked` for a while. Forgets what ended long
+    /// ago.
     pub fn end_graces(&mut self, now: Millis) {
         while let Some((until, token_id)) = self.graces.first().copied().filter(|(until, _)| *until <= now) {
             self.graces.remove(&(until, token_id));
-            let session = self.credentials.get(&token_id).map(|credential| credential.session.clone());
+            let session = self.credentials.get(&token_id).map(|credential| credential.session);
             if let Some(living) = session.and_then(|id| self.sessions.get_mut(&id)) {
                 living.tokens.retain(|kept| *kept != token_id);
             }
-            self.retire_token(token_id, EndReason::Revoked, now);
+            self.replace_token(token_id, now);
         }
-        self.forget_ended(now);
+        self.past.trim(&self.limits, now);
+    }
+
+    /// A session that has ended and is remembered.
+    pub fn ended(&self, id: &SessionId) -> Option<&Ended> {
+        self.past.get(id)
+    }
+
+    /// Sessions that have ended and are remembered, by their ids, which is by the age that they began at; those after
+    /// `after` only.
+    pub fn ended_after(&self, after: Option<&SessionId>) -> impl Iterator<Item = &Ended> {
+        self.past.iter_after(after)
     }
 
     /// A living session.
@@ -883,557 +986,21 @@ impl Registry {
         if asker.is_owner() {
             return true;
         }
-        let mut current = Some(target);
-        while let Some(id) = current {
-            if *id == asker.id {
-                return true;
-            }
-            current = self.sessions.get(id).and_then(|living| living.session.parent.as_ref());
-        }
-        false
+        self.upwards(*target).any(|living| living.session.id == asker.id)
     }
 
-    /// The earliest moment at which a session expires or a rotated token's grace ends.
+    /// The earliest moment at which a session expires, a rotated token's grace ends, or something is forgotten.
     pub fn next_deadline(&self) -> Option<Millis> {
         let expiry = self.expiries.first().map(|(when, _)| *when);
         let grace = self.graces.first().map(|(when, _)| *when);
-        expiry.into_iter().chain(grace).min()
+        expiry.into_iter().chain(grace).chain(self.past.next_deadline(&self.limits)).min()
     }
 
     /// Sessions whose time is up.
     pub fn expired(&self, now: Millis) -> Vec<SessionId> {
-        self.expiries.iter().take_while(|(when, _)| *when <= now).map(|(_, id)| id.clone()).collect()
+        self.expiries.iter().take_while(|(when, _)| *when <= now).map(|(_, id)| *id).collect()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernel::process::Pid;
-    use crate::secret::token::Token;
-
-    /// Two users of a system daemon, each with a session below the own one.
-    #[test]
-    fn users_reach_their_own_sessions_only_and_the_owner_all() {
-        let (mut registry, _) = fixture();
-        let all = Scopes::default_of_a_run().iter().cloned().collect::<Vec<_>>();
-        let sessions: Vec<(Admitted, Arc<Session>)> = [2001u32, 2002]
-            .into_iter()
-            .map(|uid| {
-                let token = verifier();
-                let id = token.id();
-                registry.set_user(uid, token, &all, NOW);
-                let user = come(&registry, id, uid, &[uid, 1]).unwrap();
-                let maker = Maker { uid, leader: process(uid + 10), cwd: None };
-                let (made, _) = registry.create(&user, maker, ask("one"), NOW).unwrap();
-                (user, made)
-            })
-            .collect();
-        let (ada, bob) = (&sessions[0], &sessions[1]);
-        assert!(registry.reaches(&ada.0.session, &ada.1.id) && !registry.reaches(&ada.0.session, &bob.1.id));
-        assert!(!registry.reaches(&ada.0.session, &bob.0.session.id));
-        assert!(registry.reaches(&registry.get(&SessionId::owner()).unwrap().clone(), &bob.1.id));
-        assert_eq!(registry.len(), 2, "what stands for users is not counted");
-        // The one user's token in the other's hands, in the own session, and in root's.
-        assert_eq!(come(&registry, ada.0.token_id, 2002, &[9, 1]).unwrap_err().code, Code::Binding);
-        assert_eq!(come(&registry, ada.0.token_id, 2001, &[8, 2011, 1]).unwrap_err().code, Code::Binding);
-        assert!(come(&registry, ada.0.token_id, 0, &[9, 1]).is_ok());
-        assert!(registry.end(&ada.0.session.id, EndReason::Revoked, NOW).is_empty(), "it does not end");
-        // A new token: the old one is worth nothing, and the session below it stays.
-        registry.set_user(2001, verifier(), &all, NOW);
-        assert_eq!(come(&registry, ada.0.token_id, 2001, &[9, 1]).unwrap_err().code, Code::Revoked);
-        assert!(registry.get(&ada.1.id).is_some());
-        // Fewer scopes: what has more must end.
-        assert!(registry.set_user_scopes(&all).is_empty());
-        let mut wider = registry.set_user_scopes(&[]);
-        wider.sort();
-        let mut both = vec![ada.1.id.clone(), bob.1.id.clone()];
-        both.sort();
-        assert_eq!(wider, both);
-    }
-
-    const NOW: Millis = 1_000_000;
-    const UID: u32 = 1000;
-
-    fn process(pid: u32) -> Identity {
-        Identity { pid: Pid(pid), pidfs: Some(u64::from(pid) + 10_000), start: None }
-    }
-
-    fn verifier() -> Verifier {
-        Verifier::of(&Token::generate().unwrap())
-    }
-
-    fn fixture() -> (Registry, TokenId) {
-        let owner = verifier();
-        let token_id = owner.id();
-        (Registry::new(UID, owner, NOW, Capacity { sessions: 100, sessions_per_uid: 100 }), token_id)
-    }
-
-    fn climb(chain: &[u32], visit: Visit<'_>) -> Option<bool> {
-        chain.iter().enumerate().find_map(|(step, pid)| visit(step, &process(*pid)))
-    }
-
-    /// Comes in as a process whose ancestors, itself first, are `chain`.
-    fn come(registry: &Registry, token: TokenId, uid: u32, chain: &[u32]) -> Result<Admitted, NotAdmitted> {
-        registry.admit(token, &Comer { uid, walk_up: &|visit| Ok(climb(chain, visit)) }, NOW)
-    }
-
-    fn ask(name: &str) -> NewSession {
-        NewSession {
-            name: name.parse().unwrap(),
-            realm: None,
-            scopes: Scopes::default_of_a_run().iter().cloned().collect(),
-            binding: Binding::Tree,
-            ttl: None,
-            verifier: verifier(),
-        }
-    }
-
-    fn maker(pid: u32) -> Maker {
-        Maker { uid: UID, leader: process(pid), cwd: None }
-    }
-
-    fn code(result: Result<Admitted, NotAdmitted>) -> Code {
-        result.unwrap_err().code
-    }
-
-    #[test]
-    fn a_tree_session_is_good_at_and_below_its_leader_only() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
-        assert!(come(&registry, session.token_id, UID, &[5, 1]).is_ok());
-        assert!(come(&registry, session.token_id, UID, &[9, 7, 5, 1]).is_ok());
-        assert_eq!(code(come(&registry, session.token_id, UID, &[6, 1])), Code::Binding);
-        assert_eq!(code(come(&registry, session.token_id, UID + 1, &[5, 1])), Code::Binding);
-    }
-
-    #[test]
-    fn a_uid_session_is_good_everywhere_for_its_user_and_for_no_other() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let (session, _) =
-            registry.create(&asker, maker(5), NewSession { binding: Binding::Uid, ..ask("a") }, NOW).unwrap();
-        assert!(come(&registry, session.token_id, UID, &[6, 1]).is_ok());
-        assert_eq!(code(come(&registry, session.token_id, UID + 1, &[6, 1])), Code::Binding);
-    }
-
-    #[test]
-    fn the_owner_s_token_is_refused_at_or_below_a_living_leader() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
-        assert_eq!(code(come(&registry, owner, UID, &[5, 1])), Code::Binding);
-        assert_eq!(code(come(&registry, owner, UID, &[8, 5, 1])), Code::Binding);
-        assert!(come(&registry, owner, UID, &[8, 1]).is_ok());
-        // A session that ends before its leader sets nobody free.
-        registry.end(&session.id, EndReason::Revoked, NOW);
-        assert_eq!(code(come(&registry, owner, UID, &[8, 5, 1])), Code::Binding);
-        assert!(registry.end_leader(&process(5), NOW).is_empty());
-        assert!(come(&registry, owner, UID, &[8, 5, 1]).is_ok());
-    }
-
-    #[test]
-    fn below_an_inner_leader_the_outer_session_s_token_is_worth_nothing() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let (outer, _) = registry.create(&asker, maker(5), ask("outer"), NOW).unwrap();
-        let asker = come(&registry, outer.token_id, UID, &[6, 5, 1]).unwrap();
-        let narrow = NewSession { scopes: Vec::new(), ..ask("inner") };
-        let (inner, _) = registry.create(&asker, maker(6), narrow, NOW).unwrap();
-        assert!(come(&registry, inner.token_id, UID, &[7, 6, 5, 1]).is_ok());
-        assert_eq!(code(come(&registry, outer.token_id, UID, &[7, 6, 5, 1])), Code::Binding);
-        assert!(
-            come(&registry, outer.token_id, UID, &[6, 5, 1]).is_ok(),
-            "who leads a session keeps its own"
-        );
-        assert!(come(&registry, outer.token_id, UID, &[8, 5, 1]).is_ok());
-        registry.end(&inner.id, EndReason::Revoked, NOW);
-        assert_eq!(code(come(&registry, outer.token_id, UID, &[7, 6, 5, 1])), Code::Binding);
-    }
-
-    #[test]
-    fn a_leader_ends_all_that_it_led() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[9]).unwrap();
-        let news: Vec<bool> =
-            ["a", "b"].map(|name| registry.create(&asker, maker(5), ask(name), NOW).unwrap().1).into();
-        assert_eq!(news, [true, false], "one watch is enough");
-        registry.create(&asker, maker(6), ask("c"), NOW).unwrap();
-        assert_eq!(registry.end_leader(&process(5), NOW).len(), 2);
-        assert_eq!(registry.len(), 1);
-    }
-
-    #[test]
-    fn a_way_up_that_ends_nowhere_is_not_outside_of_a_leader_that_cannot_be_seen() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[9, 1]).unwrap();
-        let unseen = Maker { leader: Identity { pid: Pid(0), pidfs: Some(77), start: None }, ..maker(9) };
-        registry.create(&asker, unseen, ask("a"), NOW).unwrap();
-        assert_eq!(code(come(&registry, owner, UID, &[8])), Code::Binding);
-        assert!(come(&registry, owner, UID, &[8, 1]).is_ok());
-    }
-
-    #[test]
-    fn however_often_a_token_is_rotated_two_are_kept() {
-        let (mut registry, owner) = fixture();
-        let mut asker = come(&registry, owner, UID, &[9]).unwrap();
-        for _ in 0..500 {
-            let fresh = verifier();
-            let id = fresh.id();
-            registry.rotate(&asker, &SessionId::owner(), fresh, 1_000_000, NOW).unwrap();
-            asker = come(&registry, id, UID, &[9]).unwrap();
-            assert!(registry.credentials.len() <= 2 && registry.graces.len() <= 1);
-        }
-        assert!(registry.ended.len() <= 101 && registry.forget.len() <= 101, "{}", registry.ended.len());
-    }
-
-    #[test]
-    fn when_the_tree_cannot_be_walked_nobody_is_let_in_on_it() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
-        let comer = Comer { uid: UID, walk_up: &|_| Err(io::Error::other("no /proc")) };
-        assert_eq!(code(registry.admit(session.token_id, &comer, NOW)), Code::Binding);
-        assert_eq!(code(registry.admit(owner, &comer, NOW)), Code::Binding);
-    }
-
-    #[test]
-    fn an_ended_session_takes_its_descendants_with_it_leaves_first() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let (parent, _) = registry.create(&asker, maker(5), ask("parent"), NOW).unwrap();
-        let asker = come(&registry, parent.token_id, UID, &[6, 5]).unwrap();
-        let (child, _) = registry.create(&asker, maker(6), ask("child"), NOW).unwrap();
-        let asker = come(&registry, child.token_id, UID, &[7, 6, 5]).unwrap();
-        let (leaf, _) = registry.create(&asker, maker(7), ask("leaf"), NOW).unwrap();
-        let ended = registry.end(&parent.id, EndReason::Revoked, NOW);
-        let names: Vec<_> =
-            ended.iter().map(|(session, reason)| (session.name.as_str(), reason.as_str())).collect();
-        assert_eq!(names, [("leaf", "parent_ended"), ("child", "parent_ended"), ("parent", "revoked")]);
-        assert!(registry.is_empty());
-        assert_eq!(code(come(&registry, leaf.token_id, UID, &[7])), Code::Revoked);
-        assert!(registry.verifier(leaf.token_id).is_some(), "its holder can still prove it, to be told so");
-        registry.forget_ended(NOW + ENDED_KEPT - 1);
-        assert!(registry.verifier(leaf.token_id).is_some());
-        registry.forget_ended(NOW + ENDED_KEPT);
-        assert!(registry.verifier(leaf.token_id).is_none());
-        assert!(registry.end(&parent.id, EndReason::Revoked, NOW).is_empty());
-    }
-
-    #[test]
-    fn a_child_is_never_wider_than_its_parent() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let wish = NewSession { ttl: Some(100), realm: Some("r".parse().unwrap()), ..ask("parent") };
-        let (parent, _) = registry.create(&asker, maker(5), wish, NOW).unwrap();
-        let asker = come(&registry, parent.token_id, UID, &[6, 5]).unwrap();
-        let wish = NewSession { ttl: Some(1000), scopes: vec![Scope::All], ..ask("child") };
-        let (child, _) = registry.create(&asker, maker(6), wish, NOW).unwrap();
-        assert_eq!(child.expires, Some(NOW + 100));
-        assert_eq!(child.realm, parent.realm);
-        assert!(child.scopes.iter().all(|scope| parent.scopes.permits(scope)));
-        assert!(!child.scopes.permits(&Scope::All));
-        let wide = NewSession { binding: Binding::Uid, ..ask("wide") };
-        assert_eq!(registry.create(&asker, maker(6), wide, NOW).unwrap_err(), NotMade::Binding(Binding::Uid));
-        let other = NewSession { realm: Some("other".parse().unwrap()), ..ask("other") };
-        assert!(matches!(registry.create(&asker, maker(6), other, NOW), Err(NotMade::Realm(_))));
-        let same = NewSession { realm: Some("r".parse().unwrap()), ..ask("same") };
-        assert!(registry.create(&asker, maker(6), same, NOW).is_ok());
-    }
-
-    #[test]
-    fn sessions_reach_themselves_and_their_descendants_only() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let (one, _) = registry.create(&asker, maker(5), ask("one"), NOW).unwrap();
-        let (two, _) = registry.create(&asker, maker(8), ask("two"), NOW).unwrap();
-        let asker = come(&registry, one.token_id, UID, &[6, 5]).unwrap();
-        let (child, _) = registry.create(&asker, maker(6), ask("child"), NOW).unwrap();
-        assert!(registry.reaches(&one, &one.id) && registry.reaches(&one, &child.id));
-        assert!(!registry.reaches(&one, &two.id) && !registry.reaches(&child, &one.id));
-        assert!(!registry.reaches(&one, &SessionId::owner()));
-        let owner = registry.get(&SessionId::owner()).unwrap();
-        assert!(registry.reaches(owner, &two.id));
-        assert!(registry.end(&SessionId::owner(), EndReason::Revoked, NOW).is_empty());
-    }
-
-    #[test]
-    fn capacity_at_its_edges() {
-        let owner = verifier();
-        let token_id = owner.id();
-        let capacity = Capacity { sessions: 3, sessions_per_uid: 2 };
-        let mut registry = Registry::new(UID, owner, NOW, capacity);
-        let asker = come(&registry, token_id, UID, &[99]).unwrap();
-        for pid in [5, 6] {
-            registry.create(&asker, maker(pid), ask("a"), NOW).unwrap();
-        }
-        assert_eq!(registry.create(&asker, maker(7), ask("a"), NOW).unwrap_err(), NotMade::FullForUid(2));
-        let other = Maker { uid: UID + 1, ..maker(8) };
-        let (last, _) = registry.create(&asker, other.clone(), ask("a"), NOW).unwrap();
-        assert_eq!(registry.create(&asker, other.clone(), ask("a"), NOW).unwrap_err(), NotMade::Full(3));
-        registry.end(&last.id, EndReason::Revoked, NOW);
-        assert!(registry.create(&asker, other, ask("a"), NOW).is_ok());
-    }
-
-    #[test]
-    fn a_user_whose_token_was_removed_counts_as_before_and_gets_another() {
-        let (mut registry, _) = fixture();
-        let (first, second) = (verifier(), verifier());
-        let (old, new) = (first.id(), second.id());
-        registry.set_user(UID + 1, first, &[], NOW);
-        assert!(registry.has_user(UID + 1) && registry.is_empty());
-        registry.forget_user(UID + 1, NOW);
-        assert!(!registry.has_user(UID + 1) && registry.is_empty() && registry.users().next().is_none());
-        assert!(registry.grace_of(old).is_none());
-        registry.forget_user(UID + 1, NOW);
-        registry.set_user(UID + 1, second, &[], NOW);
-        assert!(registry.has_user(UID + 1) && registry.is_empty() && registry.grace_of(new).is_some());
-    }
-
-    #[test]
-    fn a_process_that_led_a_session_counts_for_as_long_as_it_lives() {
-        let owner = verifier();
-        let token_id = owner.id();
-        let capacity = Capacity { sessions: 3, sessions_per_uid: 2 };
-        let mut registry = Registry::new(UID, owner, NOW, capacity);
-        let asker = come(&registry, token_id, UID, &[99]).unwrap();
-        let make_and_end = |registry: &mut Registry, maker: Maker| {
-            let (session, _) = registry.create(&asker, maker, ask("a"), NOW)?;
-            registry.end(&session.id, EndReason::Revoked, NOW);
-            Ok::<(), NotMade>(())
-        };
-        for pid in [5, 6, 5, 6] {
-            make_and_end(&mut registry, maker(pid)).unwrap();
-        }
-        assert!(registry.is_empty());
-        let full = NotMade::FullOfLeadersForUid(2);
-        assert_eq!(make_and_end(&mut registry, maker(7)).unwrap_err(), full);
-        let of_another = |pid| Maker { uid: UID + pid, ..maker(pid) };
-        make_and_end(&mut registry, of_another(8)).unwrap();
-        assert_eq!(make_and_end(&mut registry, of_another(9)).unwrap_err(), NotMade::FullOfLeaders(3));
-        registry.end_leader(&maker(5).leader, NOW);
-        make_and_end(&mut registry, maker(7)).unwrap();
-        for pid in [6, 7, 8] {
-            registry.end_leader(&maker(pid).leader, NOW);
-        }
-        assert!(registry.leaders.per_uid.is_empty() && registry.leaders() == 0);
-    }
-
-    #[test]
-    fn a_session_ends_at_its_expiry_and_not_before() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[99]).unwrap();
-        let wish = NewSession { ttl: Some(100), ..ask("a") };
-        let (session, _) = registry.create(&asker, maker(5), wish, NOW).unwrap();
-        let comer = Comer { uid: UID, walk_up: &|visit| Ok(climb(&[5, 1], visit)) };
-        assert!(registry.admit(session.token_id, &comer, NOW + 99).is_ok());
-        assert_eq!(code(registry.admit(session.token_id, &comer, NOW + 100)), Code::Expired);
-        assert_eq!(registry.next_deadline(), Some(NOW + 100));
-        assert!(registry.expired(NOW + 99).is_empty());
-        for id in registry.expired(NOW + 100) {
-            registry.end(&id, EndReason::Expired, NOW + 100);
-        }
-        assert_eq!(code(registry.admit(session.token_id, &comer, NOW + 100)), Code::Expired);
-    }
-
-    #[test]
-    fn a_rotated_token_connects_for_its_grace_but_makes_nothing() {
-        let (mut registry, owner) = fixture();
-        let before = come(&registry, owner, UID, &[99]).unwrap();
-        let fresh = verifier();
-        let fresh_id = fresh.id();
-        registry.rotate(&before, &SessionId::owner(), fresh, 100, NOW).unwrap();
-        let old = come(&registry, owner, UID, &[99]).unwrap();
-        assert_eq!(old.until, Some(NOW + 100));
-        assert_eq!(registry.create(&old, maker(5), ask("a"), NOW).unwrap_err(), NotMade::Rotated);
-        assert_eq!(registry.create(&before, maker(5), ask("a"), NOW).unwrap_err(), NotMade::Rotated);
-        let again = registry.rotate(&old, &SessionId::owner(), verifier(), 100, NOW);
-        assert_eq!(again.unwrap_err(), NotMade::Rotated);
-        let new = come(&registry, fresh_id, UID, &[99]).unwrap();
-        assert!(registry.create(&new, maker(5), ask("a"), NOW).is_ok());
-        registry.end_graces(NOW + 100);
-        assert_eq!(code(come(&registry, owner, UID, &[99])), Code::Revoked);
-    }
-
-    #[test]
-    fn a_token_id_stands_for_one_session() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[99]).unwrap();
-        let token = Token::generate().unwrap();
-        let wish = || NewSession { verifier: Verifier::of(&token), ..ask("a") };
-        registry.create(&asker, maker(5), wish(), NOW).unwrap();
-        assert_eq!(registry.create(&asker, maker(6), wish(), NOW).unwrap_err(), NotMade::TokenTaken);
-    }
-
-    /// A registry as it is after a restart, with the same owner's token.
-    fn after_restart(registry: &Registry, owner: TokenId, capacity: usize) -> Registry {
-        let owner = registry.verifier(owner).unwrap().clone();
-        Registry::new(UID, owner, NOW, Capacity { sessions: capacity, sessions_per_uid: capacity })
-    }
-
-    #[test]
-    fn a_restored_session_is_what_it_was_and_its_descendants_with_it() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let wish = NewSession { ttl: Some(100), ..ask("parent") };
-        let (parent, _) = registry.create(&asker, maker(5), wish, NOW).unwrap();
-        let asker = come(&registry, parent.token_id, UID, &[6, 5, 1]).unwrap();
-        let (child, _) = registry.create(&asker, maker(6), ask("child"), NOW).unwrap();
-        let records = [&parent, &child].map(|session| registry.record(&session.id).unwrap());
-        let mut again = after_restart(&registry, owner, 2);
-        assert_eq!(again.restore(&records[1], NOW), Err(NotRestored::Orphan), "parents come first");
-        assert_eq!(again.restore(&records[0], NOW), Ok(true));
-        assert_eq!(again.restore(&records[0], NOW), Err(NotRestored::Taken));
-        assert_eq!(again.restore(&records[1], NOW), Ok(true));
-        assert_eq!(again.len(), 2);
-        assert!(come(&again, child.token_id, UID, &[7, 6, 5, 1]).is_ok());
-        assert_eq!(code(come(&again, parent.token_id, UID, &[7, 6, 5, 1])), Code::Binding);
-        assert_eq!(code(come(&again, owner, UID, &[7, 6, 5, 1])), Code::Binding);
-        assert_eq!(again.next_deadline(), Some(NOW + 100));
-        assert_eq!(again.end(&parent.id, EndReason::Revoked, NOW).len(), 2);
-    }
-
-    #[test]
-    fn a_record_that_is_wider_than_its_parent_revives_nobody() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let wish = NewSession { ttl: Some(100), realm: Some("r".parse().unwrap()), ..ask("parent") };
-        let (parent, _) = registry.create(&asker, maker(5), wish, NOW).unwrap();
-        let asker = come(&registry, parent.token_id, UID, &[6, 5, 1]).unwrap();
-        let (child, _) = registry.create(&asker, maker(6), ask("child"), NOW).unwrap();
-        let mut again = after_restart(&registry, owner, 100);
-        again.restore(&registry.record(&parent.id).unwrap(), NOW).unwrap();
-        let good = registry.record(&child.id).unwrap();
-        type Widen = fn(&mut Session);
-        let wider: [Widen; 6] = [
-            |session| session.uid += 1,
-            |session| session.binding = Binding::Uid,
-            |session| session.realm = Realm::default(),
-            |session| session.scopes = Scopes::all(),
-            |session| session.expires = None,
-            |session| session.expires = Some(NOW + 101),
-        ];
-        for (number, widen) in wider.into_iter().enumerate() {
-            let mut record = good.clone();
-            widen(&mut record.session);
-            assert_eq!(again.restore(&record, NOW), Err(NotRestored::Wider), "{number}");
-        }
-        assert_eq!(again.len(), 1, "nothing has changed");
-        assert_eq!(again.restore(&good, NOW), Ok(true));
-    }
-
-    #[test]
-    fn no_more_sessions_are_restored_than_fit() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[99]).unwrap();
-        let records = [5, 6, 7].map(|pid| {
-            let (session, _) = registry.create(&asker, maker(pid), ask("a"), NOW).unwrap();
-            registry.record(&session.id).unwrap()
-        });
-        let mut again = after_restart(&registry, owner, 2);
-        let restored = records.map(|record| again.restore(&record, NOW));
-        assert_eq!(restored, [Ok(true), Ok(true), Err(NotRestored::Full(2))]);
-        assert_eq!(again.leaders(), 2);
-    }
-
-    #[test]
-    fn what_was_taken_back_has_never_been() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let wish = NewSession { ttl: Some(100), ..ask("a") };
-        let verifier = wish.verifier.clone();
-        let (session, is_new) = registry.create(&asker, maker(5), wish, NOW).unwrap();
-        registry.take_back(&session, is_new);
-        assert!(registry.is_empty() && registry.leaders() == 0 && registry.next_deadline().is_none());
-        assert!(registry.verifier(session.token_id).is_none());
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        assert!(registry.create(&asker, maker(5), NewSession { verifier, ..ask("a") }, NOW).is_ok());
-    }
-
-    #[test]
-    fn a_grace_ends_when_it_would_have_whether_or_not_a_daemon_ran() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
-        let old = session.token_id;
-        let asker = come(&registry, old, UID, &[5, 1]).unwrap();
-        let fresh = verifier();
-        let new = fresh.id();
-        let kept = registry.rotated(&asker, &session.id, &fresh, 100, NOW).unwrap();
-        registry.rotate(&asker, &session.id, fresh, 100, NOW).unwrap();
-        let is = registry.record(&session.id).unwrap();
-        assert_eq!(format!("{kept:?}"), format!("{is:?}"), "what is kept beforehand is what comes about");
-        let mut again = after_restart(&registry, owner, 9);
-        again.restore(&kept, NOW + 99).unwrap();
-        assert_eq!(come(&again, old, UID, &[5, 1]).unwrap().until, Some(NOW + 100));
-        assert_eq!(come(&again, new, UID, &[5, 1]).unwrap().until, None);
-        let mut again = after_restart(&registry, owner, 9);
-        again.restore(&kept, NOW + 100).unwrap();
-        assert_eq!(code(come(&again, old, UID, &[5, 1])), Code::Revoked);
-        assert!(come(&again, new, UID, &[5, 1]).is_ok());
-    }
-
-    #[test]
-    fn the_owner_s_old_token_finishes_its_grace_only_beside_the_token_that_replaced_it() {
-        let (mut registry, old) = fixture();
-        let asker = come(&registry, old, UID, &[99]).unwrap();
-        let fresh = verifier();
-        let new = fresh.id();
-        registry.rotate(&asker, &SessionId::owner(), fresh, 100, NOW).unwrap();
-        let record = registry.record(&SessionId::owner()).unwrap();
-        let mut again = after_restart(&registry, new, 9);
-        again.restore_grace(&record, NOW);
-        assert_eq!(come(&again, old, UID, &[99]).unwrap().until, Some(NOW + 100));
-        assert_eq!(again.next_deadline(), Some(NOW + 100));
-        let (mut other, _) = fixture();
-        other.restore_grace(&record, NOW);
-        assert_eq!(code(come(&other, old, UID, &[99])), Code::Denied);
-    }
-
-    #[test]
-    fn a_user_s_session_comes_back_below_the_user_and_the_user_s_old_token_has_its_grace() {
-        const ADA: u32 = 2001;
-        let (mut registry, owner) = fixture();
-        let scopes: Vec<Scope> = Scopes::default_of_a_run().iter().cloned().collect();
-        let (old, fresh) = (verifier(), verifier());
-        registry.set_user(ADA, old.clone(), &scopes, NOW);
-        let ada = come(&registry, old.id(), ADA, &[9, 1]).unwrap();
-        let maker = Maker { uid: ADA, leader: process(5), cwd: None };
-        let wish = NewSession { realm: Some("r".parse().unwrap()), ..ask("a") };
-        let (session, _) = registry.create(&ada, maker, wish, NOW).unwrap();
-        registry.rotate(&ada, &SessionId::of_user(ADA), fresh.clone(), 100, NOW).unwrap();
-        let records = [&session.id, &SessionId::of_user(ADA)].map(|id| registry.record(id).unwrap());
-        let mut again = after_restart(&registry, owner, 1);
-        assert_eq!(
-            again.restore(&records[0], NOW),
-            Err(NotRestored::Orphan),
-            "the user has no token any more"
-        );
-        again.set_user(ADA, fresh.clone(), &scopes, NOW);
-        again.restore_grace(&records[1], NOW);
-        assert_eq!(again.restore(&records[0], NOW), Ok(true), "and who stands for users takes no place");
-        assert_eq!(come(&again, old.id(), ADA, &[9, 1]).unwrap().until, Some(NOW + 100));
-        assert_eq!(code(come(&again, fresh.id(), ADA, &[8, 5, 1])), Code::Binding);
-        assert!(come(&again, session.token_id, ADA, &[8, 5, 1]).is_ok());
-        // With fewer scopes for users since, what had more does not come back.
-        let mut narrower = after_restart(&registry, owner, 9);
-        narrower.set_user(ADA, fresh, &[], NOW);
-        assert_eq!(narrower.restore(&records[0], NOW), Err(NotRestored::Wider));
-    }
-
-    #[test]
-    fn a_session_that_ended_before_the_restart_still_holds_back_the_owner_below_its_leader() {
-        let (mut registry, owner) = fixture();
-        let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
-        let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
-        let record = registry.record(&session.id).unwrap();
-        let mut again = after_restart(&registry, owner, 9);
-        assert!(again.restore_ended(&record, &EndReason::Expired, NOW));
-        assert!(again.is_empty() && again.leads(&process(5)));
-        assert_eq!(code(come(&again, owner, UID, &[8, 5, 1])), Code::Binding);
-        assert_eq!(code(come(&again, session.token_id, UID, &[8, 5, 1])), Code::Expired);
-        again.end_leader(&process(5), NOW);
-        assert!(come(&again, owner, UID, &[8, 5, 1]).is_ok());
-    }
-}
+mod tests;

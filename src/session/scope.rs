@@ -7,7 +7,7 @@ use std::str::FromStr;
 pub const SCOPE_MAX: usize = 256;
 /// Most bytes of all scopes of one session, as they were asked for.
 pub const SCOPE_BYTES_MAX: usize = 4096;
-/// Most scopes of one session.
+/// Most scopes of one session, beside `session:self`.
 pub const SCOPES_MAX: usize = 64;
 
 /// One thing a session may do.
@@ -125,7 +125,45 @@ fn pattern_covers(wide: &str, narrow: &str) -> bool {
     }
 }
 
+/// The pattern of the subjects that both match, if there are any: of NATS's patterns two have at most one
+/// in common.
+fn pattern_intersection(ours: &str, theirs: &str) -> Option<String> {
+    let (mut ours, mut theirs) = (ours.split('.'), theirs.split('.'));
+    let mut common = Vec::new();
+    loop {
+        match (ours.next(), theirs.next()) {
+            (None, None) => return Some(common.join(".")),
+            (Some(">"), Some(rest)) => {
+                common.push(rest);
+                common.extend(theirs);
+                return Some(common.join("."));
+            }
+            (Some(rest), Some(">")) => {
+                common.push(rest);
+                common.extend(ours);
+                return Some(common.join("."));
+            }
+            (Some("*"), Some(token)) | (Some(token), Some("*")) => common.push(token),
+            (Some(ours), Some(theirs)) if ours == theirs => common.push(ours),
+            _ => return None,
+        }
+    }
+}
+
 impl Scope {
+    /// The scope that permits what both permit, if there is anything.
+    fn intersection(&self, other: &Scope) -> Option<Scope> {
+        match (self, other) {
+            (Scope::All, narrower) | (narrower, Scope::All) => Some(narrower.clone()),
+            (Scope::On(ours, wide), Scope::On(theirs, narrow))
+                if ours == theirs && matches!(ours, Kind::Publish | Kind::Subscribe) =>
+            {
+                pattern_intersection(wide, narrow).map(|common| Scope::On(*ours, common))
+            }
+            (ours, theirs) => (ours == theirs).then(|| ours.clone()),
+        }
+    }
+
     /// Whether who has this scope may do all that `other` permits.
     pub fn covers(&self, other: &Scope) -> bool {
         match (self, other) {
@@ -156,6 +194,39 @@ impl fmt::Display for Scope {
     }
 }
 
+/// Texts that are no list of scopes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadScopes {
+    /// One of them is none.
+    #[error(transparent)]
+    Unknown(#[from] UnknownScope),
+    /// They are too many.
+    #[error(transparent)]
+    TooMany(#[from] TooManyScopes),
+    /// They are too long.
+    #[error("the scopes of a session have at most {SCOPE_BYTES_MAX} bytes in all")]
+    TooLong,
+}
+
+/// Reads scopes as they are asked for.
+///
+/// # Errors
+/// [`BadScopes`].
+pub fn read(texts: &[String]) -> Result<Vec<Scope>, BadScopes> {
+    if texts.len() > SCOPES_MAX {
+        return Err(TooManyScopes.into());
+    }
+    if texts.iter().map(String::len).sum::<usize>() > SCOPE_BYTES_MAX {
+        return Err(BadScopes::TooLong);
+    }
+    Ok(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
+}
+
+/// More scopes than a session has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a session has at most {SCOPES_MAX} scopes beside session:self; ask for fewer, or for wider ones")]
+pub struct TooManyScopes;
+
 /// What a session may do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scopes(Vec<Scope>);
@@ -182,25 +253,38 @@ impl Scopes {
         Scopes(scopes)
     }
 
+    /// What the session of a user of the machine's daemon may do.
+    ///
+    /// # Errors
+    /// [`TooManyScopes`].
+    pub fn of_a_user(scopes: &[Scope]) -> Result<Scopes, TooManyScopes> {
+        Scopes::all().narrowed_to(scopes)
+    }
+
     /// What was asked for, cut down to what `self` permits. `session:self` is always part of it:
     /// a session may ask about and end itself. Where only a part of what is asked for is permitted,
     /// that part is given.
-    #[must_use]
-    pub fn narrowed_to(&self, asked: &[Scope]) -> Scopes {
+    ///
+    /// # Errors
+    /// [`TooManyScopes`]: two lists of wildcards can have more in common than either has entries.
+    pub fn narrowed_to(&self, asked: &[Scope]) -> Result<Scopes, TooManyScopes> {
         let mut narrowed = vec![Scope::Plain(Plain::SessionSelf)];
-        let mut add = |scope: &Scope| {
-            if !narrowed.contains(scope) {
-                narrowed.push(scope.clone());
-            }
-        };
         for asked in asked {
-            if self.permits(asked) {
-                add(asked);
-            } else {
-                self.0.iter().filter(|ours| asked.covers(ours)).for_each(&mut add);
+            for common in self.0.iter().filter_map(|ours| ours.intersection(asked)) {
+                if !narrowed.iter().any(|scope| scope.covers(&common)) {
+                    narrowed.push(common);
+                }
+                if narrowed.len() > SCOPES_MAX + 1 {
+                    return Err(TooManyScopes);
+                }
             }
         }
-        Scopes(narrowed)
+        Ok(Scopes(narrowed))
+    }
+
+    /// Whether a session with these may do all that one with `other` may.
+    pub fn cover(&self, other: &Scopes) -> bool {
+        other.iter().all(|scope| self.permits(scope))
     }
 
     /// Whether a session with these may do what `needed` permits.
@@ -298,11 +382,50 @@ mod tests {
             ["events:publish:>", "events:subscribe:>", "service:docker", "service:podman", ">"]
                 .map(scope)
                 .into();
-        let child = parent.narrowed_to(&asked);
+        let child = parent.narrowed_to(&asked).unwrap();
         let words: Vec<_> = child.iter().map(ToString::to_string).collect();
         assert_eq!(words, ["session:self", "events:publish:build.>", "service:docker"]);
         for scope in child.iter().skip(1) {
             assert!(parent.permits(scope));
         }
+    }
+
+    #[test]
+    fn of_two_patterns_exactly_what_both_match_is_given() {
+        for (ours, theirs, common) in [
+            ("a.*", "*.b", Some("a.b")),
+            ("*.*", "a.>", Some("a.*")),
+            ("a.>", ">", Some("a.>")),
+            (">", ">", Some(">")),
+            ("*.>", "a.>", Some("a.>")),
+            ("*.b.>", "a.>", Some("a.b.>")),
+            ("a.*.c", "a.b.>", Some("a.b.c")),
+            ("a", "a.>", None),
+            ("a.*", "b.*", None),
+            ("*", "*.*", None),
+        ] {
+            for (ours, theirs) in [(ours, theirs), (theirs, ours)] {
+                let have = Scopes(vec![scope(&format!("events:publish:{ours}"))]);
+                let given = have.narrowed_to(&[scope(&format!("events:publish:{theirs}"))]).unwrap();
+                let words: Vec<_> = given.iter().skip(1).map(ToString::to_string).collect();
+                let wanted: Vec<_> = common.iter().map(|common| format!("events:publish:{common}")).collect();
+                assert_eq!(words, wanted, "{ours} {theirs}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_two_lists_have_in_common_is_bounded() {
+        // Each of the one has something in common with each of the other.
+        let list = |side: usize, count: usize| -> Vec<Scope> {
+            let name =
+                |number: usize| if side == 0 { format!("n{number}.*") } else { format!("*.n{number}") };
+            (0..count).map(|number| scope(&format!("events:publish:{}", name(number)))).collect()
+        };
+        let given = Scopes(list(0, 8)).narrowed_to(&list(1, 8)).unwrap();
+        assert_eq!(given.iter().count(), SCOPES_MAX + 1);
+        assert_eq!(Scopes(list(0, 8)).narrowed_to(&list(1, 9)), Err(TooManyScopes));
+        assert!(Scopes::of_a_user(&list(0, SCOPES_MAX)).is_ok());
+        assert_eq!(Scopes::of_a_user(&list(0, SCOPES_MAX + 1)), Err(TooManyScopes));
     }
 }

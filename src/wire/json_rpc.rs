@@ -176,6 +176,24 @@ pub fn write_answer(out: &mut Vec<u8>, id: Option<&RawValue>, result: &Result<Va
     out.push(b'\n');
 }
 
+/// The method of the notification that a connection's last line is when its session has ended.
+pub const SESSION_ENDED: &str = "session.ended";
+
+/// Writes a notification (section 4.1 of the specification) and its newline behind what is there already.
+pub fn write_notification(out: &mut Vec<u8>, method: &str, params: &Value) {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        jsonrpc: &'static str,
+        method: &'a str,
+        params: &'a Value,
+    }
+    // As above.
+    #[allow(clippy::expect_used)]
+    serde_json::to_writer(&mut *out, &Line { jsonrpc: "2.0", method, params })
+        .expect("plain data serialises");
+    out.push(b'\n');
+}
+
 /// The line of a request, its newline included.
 pub fn request_line(id: u64, method: &str, params: Option<&Value>) -> String {
     #[derive(Serialize)]
@@ -194,7 +212,7 @@ pub fn request_line(id: u64, method: &str, params: Option<&Value>) -> String {
     text
 }
 
-/// An answer as a client reads it.
+/// An answer, or a notification, as a client reads it.
 #[derive(Debug, Deserialize)]
 pub struct AnswerLine {
     /// The id of the request that it answers.
@@ -206,6 +224,12 @@ pub struct AnswerLine {
     /// What went wrong.
     #[serde(default)]
     pub error: Option<RpcError>,
+    /// The method, if it is a notification.
+    #[serde(default)]
+    pub method: Option<String>,
+    /// What a notification tells.
+    #[serde(default)]
+    pub params: Value,
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use authsock::config::Config;
 use authsock::gate::{self, Gate, Settings};
 use authsock::kernel::dir::{Dir, own_uid};
 use authsock::secret::{file, verifier::Verifier};
-use authsock::session::registry::{Capacity, Registry};
+use authsock::session::registry::{Limits, Registry};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::ground::{Ground, Line, bind_private, refusal};
@@ -15,8 +15,8 @@ use crate::ground::{Ground, Line, bind_private, refusal};
 fn put_up_a_gate(ground: &Ground) -> Gate {
     let state = Dir::open_or_create(&ground.state(), own_uid()).unwrap();
     let (token, _) = file::open_or_mint(&state, "token").unwrap();
-    let capacity = Capacity { sessions: 9, sessions_per_uid: 9 };
-    let registry = Registry::new(own_uid(), Verifier::of(&token), gate::now(), capacity);
+    let limits = Limits { sessions: 9, ..Limits::default() };
+    let registry = Registry::new(own_uid(), Verifier::of(&token), gate::now(), limits);
     let settings = Settings::of(&Config::default(), own_uid());
     let listener = bind_private(&ground.init_socket());
     Gate::new(vec![listener], Arc::new(Mutex::new(registry)), settings).unwrap()

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use authsock::secret::token::Token;
+use authsock::secret::verifier::Verifier;
 use serde_json::{Value, json};
 
 /// The binary under test.
@@ -388,4 +390,15 @@ impl Line {
 pub fn refusal(result: &Value) -> &str {
     assert_eq!(result["success"], false, "{result}");
     result["error"]["code"].as_str().unwrap()
+}
+
+/// A new token and the parameter that registers it.
+pub fn minted() -> (Token, Value) {
+    let token = Token::generate().unwrap();
+    let verifier = Verifier::of(&token);
+    let (stored, server) = verifier.reveal();
+    let param = json!({
+        "token_id": verifier.id().to_string(), "stored_key": stored.as_str(), "server_key": server.as_str(),
+    });
+    (token, param)
 }

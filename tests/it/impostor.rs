@@ -684,7 +684,7 @@ fn neither_a_variable_nor_a_path_lets_a_relay_pass() {
 }
 
 /// Whether this user may have a pid namespace of its own whose next pid it can choose.
-fn can_choose_pids() -> bool {
+pub fn can_choose_pids() -> bool {
     let probe = std::process::Command::new("unshare")
         .args(["-r", "-p", "-f", "sh", "-c", "echo 4000 >/proc/sys/kernel/ns_last_pid"])
         .stderr(std::process::Stdio::null())
@@ -692,7 +692,7 @@ fn can_choose_pids() -> bool {
     probe.is_ok_and(|status| status.success())
 }
 
-const NO_NAMESPACES: &str = "this user may not make a pid namespace and choose a pid in it";
+pub const NO_NAMESPACES: &str = "this user may not make a pid namespace and choose a pid in it";
 
 #[test]
 fn a_relay_whose_pid_is_the_client_s_own_number_in_another_namespace_is_found_out() {

@@ -31,6 +31,8 @@ mod ondemand;
 mod packaging;
 #[cfg(target_os = "linux")]
 mod restart;
+#[cfg(target_os = "linux")] // trees
+mod sessions;
 mod shells;
 mod tokens;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl

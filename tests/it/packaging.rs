@@ -157,7 +157,7 @@ fn bash_completes_verbs_and_options() {
         found
     };
     assert_eq!(complete("authsock se"), ["serve", "session"]);
-    assert_eq!(complete("authsock session re"), ["revoke"]);
+    assert_eq!(complete("authsock session re"), ["rename", "revoke"]);
     assert_eq!(complete("authsock run --na"), ["--name"]);
     assert_eq!(complete("authsock run --bind "), ["tree", "uid"]);
 }

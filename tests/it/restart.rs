@@ -4,15 +4,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use authsock::secret::token::Token;
-use authsock::secret::verifier::Verifier;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::ground::{
-    AUTHSOCK, Daemon, Ground, Line, PATIENCE, become_instead, is_root, put, refusal, skip_unless,
+    AUTHSOCK, Daemon, Ground, Line, PATIENCE, become_instead, has, is_root, minted, put, refusal,
+    skip_unless, text_of,
 };
+use crate::impostor::{NO_NAMESPACES, can_choose_pids};
 use crate::tree::Inside;
 
 /// The owner's place only, whatever the session says.
@@ -64,15 +64,12 @@ fn listed(ground: &Ground) -> Vec<String> {
     sessions.iter().map(|session| session["id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// A new token and the parameter that registers it.
-fn minted() -> (Token, Value) {
-    let token = Token::generate().unwrap();
-    let verifier = Verifier::of(&token);
-    let (stored, server) = verifier.reveal();
-    let param = json!({
-        "token_id": verifier.id().to_string(), "stored_key": stored.as_str(), "server_key": server.as_str(),
-    });
-    (token, param)
+/// What is told of sessions that have ended: id and reason.
+fn ended(ground: &Ground) -> Vec<(String, String)> {
+    let list = ground.json(["session", "list", "--ended", "--all-realms"]);
+    let sessions = list["sessions"].as_array().unwrap().iter();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    sessions.map(|session| (text(&session["id"]), text(&session["reason"]))).collect()
 }
 
 #[test]
@@ -136,16 +133,18 @@ fn a_session_within_a_session_lives_on_and_ends_with_the_one_around_it() {
     outer.run.kill().unwrap();
     outer.run.wait().unwrap();
     let daemon = Daemon::start(&ground, listener, |_| {});
-    daemon.wait_for_log(&format!("session {outer_id} (outer) ended: leader_exited"));
+    daemon.wait_for_log(&format!("session {outer_id} (outer) ended: leader_gone_while_stopped"));
     daemon.wait_for_log("(inner) ended: parent_ended");
     let said = ask();
     assert!(said.contains("refused") && said.contains("revoked"), "{said}");
-    let kept = records(&ground).join(format!("{}.parent_ended", inner["session"]["id"].as_str().unwrap()));
-    assert_eq!(names(&records(&ground)), [kept.file_name().unwrap().to_str().unwrap()]);
+    let inner_id = inner["session"]["id"].as_str().unwrap();
+    assert_eq!(
+        ended(&ground),
+        [(outer_id, "leader_gone_while_stopped".into()), (inner_id.into(), "parent_ended".into())]
+    );
     let pid = inner["session"]["leader"]["pid"].as_i64().unwrap();
     let shells = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
-    wait_until_gone(&kept);
     // What it ran goes on without a session, and would wait for a word for ever.
     for shell in shells.split_whitespace() {
         kill(Pid::from_raw(shell.parse().unwrap()), Signal::SIGKILL).unwrap();
@@ -203,20 +202,23 @@ fn a_leader_that_died_while_no_daemon_ran_has_no_session_any_more() {
     inside.run.kill().unwrap();
     inside.run.wait().unwrap();
     let daemon = Daemon::start(&ground, listener, |_| {});
-    daemon.wait_for_log(&format!("session {id} (mortal) ended: leader_exited"));
-    assert_eq!(refusal(&Line::connect(&ground.init_socket()).plain(&token)), "denied");
+    daemon.wait_for_log(&format!("session {id} (mortal) ended: leader_gone_while_stopped"));
+    assert_eq!(refusal(&Line::connect(&ground.init_socket()).plain(&token)), "revoked");
     assert!(!listed(&ground).contains(&id));
-    assert_eq!(names(&records(&ground)), [other.id()]);
+    assert_eq!(ended(&ground), [(id, "leader_gone_while_stopped".into())]);
+    assert!(names(&records(&ground)).contains(&other.id()));
 }
 
 #[test]
 fn a_record_that_names_another_process_boot_or_session_revives_nobody() {
     type Forge = fn(&mut Value);
     let forgeries: [(&str, Forge); 5] = [
-        ("leader_exited", |record| record["leader"]["pid"] = std::process::id().into()),
-        ("leader_exited", |record| record["leader"]["pid"] = 0.into()),
-        ("leader_exited", |record| record["boot"] = "00000000-0000-4000-8000-000000000000".into()),
-        ("leader_exited", |record| record["boot"] = Value::Null),
+        ("leader_gone_while_stopped", |record| record["leader"]["pid"] = std::process::id().into()),
+        ("leader_gone_while_stopped", |record| record["leader"]["pid"] = 0.into()),
+        ("leader_gone_while_stopped", |record| {
+            record["boot"] = "00000000-0000-4000-8000-000000000000".into();
+        }),
+        ("leader_gone_while_stopped", |record| record["boot"] = Value::Null),
         ("cannot live on", |record| record["scopes"] = json!(["session:self", "daemon:manage"])),
     ];
     let ground = Ground::new();
@@ -282,8 +284,16 @@ fn below_a_leader_the_owner_s_token_stays_refused_also_when_its_session_was_revo
         assert!(code == 4 && said.contains("revoked"), "{said}");
         assert_eq!(listed(&ground), ["owner"], "and outside the owner is served");
     }
-    let file = records(&ground).join(format!("{id}.revoked"));
-    assert!(file.exists());
+    assert_eq!(ended(&ground), [(id, "revoked".into())]);
+    // Forgotten at once, but for the file that tells of the leader; which goes with the leader.
+    ground.configure("[limits]\nended_kept_seconds = 0\n");
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        daemon = restart(&ground, daemon, signal);
+        refused(&mut inside, "forgotten, after a restart");
+        assert_eq!(ended(&ground), []);
+    }
+    let [file] = &names(&records(&ground))[..] else { panic!() };
+    let file = records(&ground).join(file);
     inside.end();
     wait_until_gone(&file);
 }
@@ -291,6 +301,7 @@ fn below_a_leader_the_owner_s_token_stays_refused_also_when_its_session_was_revo
 #[test]
 fn however_many_sessions_a_leader_ends_few_files_are_kept_of_them() {
     let ground = Ground::new();
+    ground.configure("[limits]\nsessions_per_uid = 16\n");
     let daemon = ground.serve();
     let mut client = Line::connect(&ground.init_socket());
     client.plain(&ground.token());
@@ -302,7 +313,7 @@ fn however_many_sessions_a_leader_ends_few_files_are_kept_of_them() {
         assert_eq!(ended["result"]["ended"], 1, "{ended}");
     }
     let kept = names(&records(&ground));
-    assert!((1..=16).contains(&kept.len()) && kept.iter().all(|name| name.ends_with(".revoked")), "{kept:?}");
+    assert!(kept.len() == 16 && kept.iter().all(|name| name.contains(".revoked.")), "{kept:?}");
     let _daemon = restart(&ground, daemon, Signal::SIGTERM);
     let refused = Line::connect(&ground.init_socket()).plain(&ground.token());
     assert_eq!(refusal(&refused), "binding", "this process led them");
@@ -371,16 +382,27 @@ fn what_is_no_record_is_named_and_the_rest_lives_on() {
     put(&dir.join(".new-1-0"), &good[..9], 0o600);
     let daemon = Daemon::start(&ground, listener, |_| {});
     assert_eq!(inside.whoami()["session"], before["session"]);
-    for (name, _, _, words) in &bad {
+    for (name, text, _, words) in &bad {
         let log = daemon.wait_for_log(name);
         assert!(log.contains("WARN") && log.contains(words), "{name}: {log}");
-        assert!(dir.join(name).exists(), "{name}: it is left to its owner");
+        // What is damaged is set aside and said once; what may be of use to somebody stays where it is.
+        let aside = format!("{name}.damaged");
+        let now = if log.contains(&aside) { &aside } else { *name };
+        assert_eq!(
+            log.contains(&aside),
+            ["1", "2", "4"].iter().any(|number| name.ends_with(number)),
+            "{log}"
+        );
+        assert_eq!(std::fs::read_to_string(dir.join(now)).unwrap(), *text, "{name}: nothing is lost");
     }
     assert!(daemon.wait_for_log("0000000000000008").contains("not a regular file"));
     assert!(!dir.join(".new-1-0").exists(), "what a killed daemon had begun to write is gone");
     let record: Value = serde_json::from_str(&good).unwrap();
     let key = record["tokens"][0]["stored_key"].as_str().unwrap();
     assert!(!daemon.stderr().contains(&key[..16]), "no verifier is in the log");
+    let daemon = restart(&ground, daemon, Signal::SIGKILL);
+    assert_eq!(inside.whoami()["session"], before["session"]);
+    assert!(!daemon.stderr().contains("0000000000000001"), "{}", daemon.stderr());
 }
 
 #[test]
@@ -458,35 +480,32 @@ fn what_was_answered_is_on_record_when_the_daemon_is_killed_at_work() {
 }
 
 #[test]
-fn a_session_that_could_not_be_read_back_is_not_made() {
+fn the_longest_session_that_is_made_lives_on_and_a_longer_one_is_not_made() {
     let ground = Ground::new();
     let daemon = ground.serve();
-    let mut token = ground.token_after_first_contact();
-    let mut made = 0;
-    let refused = loop {
-        let (next, verifier) = minted();
-        // Below the first, everything of the parent's and sixty more, each within the bounds of a call.
-        let mut scopes: Vec<String> = (0..60)
-            .map(|number| format!("events:publish:{made:03}.{number:03}.{}", "s".repeat(40)))
-            .collect();
-        scopes.extend([if made == 0 { "events:publish:>" } else { ">" }.into(), "session:create".into()]);
-        let wish = json!({ "name": "deep", "binding": "uid", "scopes": scopes, "verifier": verifier });
-        let mut client = Line::connect(&ground.init_socket());
-        assert_eq!(client.plain(&token)["success"], true);
-        let answer = client.call("session.create", &wish);
-        if answer["error"].is_object() {
-            break answer;
-        }
-        token = next.reveal().to_string();
-        made += 1;
+    let (token, verifier) = minted();
+    let mut client = Line::connect(&ground.init_socket());
+    assert_eq!(client.plain(&ground.token_after_first_contact())["success"], true);
+    let scopes = |count: usize, length: usize| -> Vec<String> {
+        (0..count).map(|number| format!("events:publish:{number:03}{}", "s".repeat(length - 18))).collect()
     };
-    assert_eq!(refused["error"]["code"], -32003, "{refused}");
-    assert!(refused["error"]["message"].as_str().unwrap().contains("fewer scopes"), "{refused}");
-    assert_eq!(names(&records(&ground)).len(), made);
+    let refused = |client: &mut Line, scopes: Vec<String>| {
+        let wish = json!({ "name": "n", "scopes": scopes, "verifier": minted().1 });
+        let answer = client.call("session.create", &wish);
+        assert_eq!(answer["error"]["code"], -32602, "{answer}");
+        answer["error"]["message"].as_str().unwrap().to_owned()
+    };
+    assert!(refused(&mut client, scopes(65, 20)).contains("at most 64 scopes"));
+    assert!(refused(&mut client, scopes(1, 257)).contains("events:publish:"));
+    assert!(refused(&mut client, [scopes(16, 256), scopes(1, 18)].concat()).contains("at most 4096 bytes"));
+    let wish = json!({ "name": "\u{10ffff}".repeat(16), "binding": "uid", "scopes": scopes(64, 64), "verifier": verifier });
+    let made = client.call("session.create", &wish);
+    assert_eq!(made["result"]["session"]["scopes"].as_array().unwrap().len(), 65, "{made}");
+    assert_eq!(names(&records(&ground)).len(), 1);
     let _daemon = restart(&ground, daemon, Signal::SIGKILL);
     let mut client = Line::connect(&ground.init_socket());
-    assert_eq!(client.plain(&token)["success"], true, "the longest of them lives on");
-    assert_eq!(client.call("status", &json!({}))["result"]["sessions"], made);
+    assert_eq!(client.plain(&token.reveal())["success"], true);
+    assert_eq!(client.call("whoami", &json!({}))["result"]["session"], made["result"]["session"]);
 }
 
 #[test]
@@ -537,5 +556,83 @@ fn no_space_for_a_record_means_no_session_and_no_file() {
     // The end needs no space.
     let ended = own.call("session.revoke", &json!({}));
     assert_eq!(ended["result"]["ended"], 1, "{ended}");
-    assert_eq!(names(&state.join("sessions")), [format!("{id}.revoked")]);
+    let [kept] = &names(&state.join("sessions"))[..] else { panic!() };
+    assert!(kept.starts_with(&format!("{id}.revoked.")), "{kept}");
+}
+
+/// Sessions whose leaders' pids are given to others, all within one pid namespace: one leader ends while the daemon runs,
+/// one while none does.
+const RECYCLED: &str = r#"
+import json, os, signal, subprocess, sys
+binary, runtime = sys.argv[1:3]
+def authsock(*words):
+    done = subprocess.run([binary, *words, "--json"], capture_output=True, text=True)
+    return json.loads(done.stdout or "null"), done.stderr
+def begin(name):
+    command = [binary, "run", "--bind", "uid", "--name", name, "--", "sh", "-c", "echo $AUTHSOCK_TOKEN_FILE; read x"]
+    leader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return leader, leader.stdout.readline().strip()
+def end(leader):
+    leader.kill()
+    leader.wait()
+def recycle(pid):
+    "A process with this very pid, which is alive for as long as we are."
+    for attempt in range(1000):
+        with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+            last.write(str(pid - 1))
+        child = os.fork()
+        if child == 0:
+            if os.getpid() == pid:
+                signal.pause()
+            os._exit(0)
+        if child == pid:
+            return
+        os.waitpid(child, 0)
+    sys.exit("the pid could not be had again")
+(seen, first), (unseen, second) = begin("seen"), begin("unseen")
+end(seen)
+recycle(seen.pid)
+daemon = authsock("whoami")[0]["daemon"]["pid"]
+os.kill(daemon, signal.SIGKILL)
+end(unseen)
+recycle(unseen.pid)
+listed, ended = authsock("session", "list")[0], authsock("session", "list", "--ended")[0]
+os.environ["AUTHSOCK_SOCKET"] = runtime + "/authsock-ondemand.sock"
+refusals = []
+for file in first, second:
+    os.environ["AUTHSOCK_TOKEN_FILE"] = file
+    refusals.append(authsock("whoami")[1])
+print(json.dumps({
+    "pids": [seen.pid, unseen.pid],
+    "living": [session["name"] for session in listed["sessions"]],
+    "ended": [[session["name"], session["leader"]["pid"], session["reason"]] for session in ended["sessions"]],
+    "refusals": refusals,
+}))
+os.kill(int(open(runtime + "/authsock/lock").read()), signal.SIGTERM)
+"#;
+
+#[test]
+fn a_process_that_got_a_leader_s_pid_revives_no_session() {
+    if skip_unless(can_choose_pids(), NO_NAMESPACES)
+        || skip_unless(has("python3"), "python3 is not installed")
+    {
+        return;
+    }
+    let ground = Ground::new();
+    let output = ground
+        .command("unshare")
+        .args(["-r", "-m", "-p", "-f", "--mount-proc", "--kill-child", "python3", "-c", RECYCLED])
+        .args([&ground.binary, &ground.runtime()])
+        .env("HOME", ground.home())
+        .output()
+        .unwrap();
+    let said: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text_of(&output)));
+    assert_eq!(said["living"], json!(["owner"]), "{said}");
+    let pids = &said["pids"];
+    let ended = json!([["seen", pids[0], "leader_exited"], ["unseen", pids[1], "leader_gone_while_stopped"]]);
+    assert_eq!(said["ended"], ended, "{said}");
+    for refusal in said["refusals"].as_array().unwrap() {
+        assert!(refusal.as_str().unwrap().contains("revoked"), "{said}");
+    }
 }
