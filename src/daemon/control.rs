@@ -37,6 +37,8 @@ const GRACE_MAX: u64 = 86_400;
 
 /// Most sessions in one answer of `session.list`; its `next` leads to the others.
 const LIST_PAGE: usize = 256;
+/// Most sessions that are looked at for one answer: where most are not the asker's to see, it may have fewer, or none.
+const LIST_SCAN: usize = 4096;
 
 /// What the main loop is asked to do.
 #[derive(Debug)]
@@ -442,22 +444,32 @@ fn list(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let is_asked_for =
         |session: &Session| (params.all_realms || session.realm == *realm) && sees(caller, session);
     Ok(if params.ended {
-        let ended = registry.ended_after(after.as_ref()).filter(|ended| is_asked_for(&ended.session));
-        page(ended, |ended| ended.session.id, |ended| describe_ended(ended))
+        let ended = registry.ended_after(after.as_ref());
+        page(ended, is_asked_for, |ended| &ended.session, |ended| describe_ended(ended))
     } else {
-        let living = registry.iter_after(after.as_ref()).filter(|session| is_asked_for(session));
-        page(living, |session| session.id, |session| describe(session))
+        page(registry.iter_after(after.as_ref()), is_asked_for, |living| living, |living| describe(living))
     })
 }
 
-/// The first of them, and what leads to the others.
-fn page<T>(mut all: impl Iterator<Item = T>, id: fn(&T) -> SessionId, show: fn(&T) -> Value) -> Value {
-    let page: Vec<T> = all.by_ref().take(LIST_PAGE).collect();
-    let next = page.last().map(id).filter(|_| all.next().is_some());
-    json!({
-        "sessions": page.iter().map(show).collect::<Vec<Value>>(),
-        "next": next.as_ref().map(SessionId::as_str),
-    })
+/// The first of them that are asked for, and what leads to the others.
+fn page<T>(
+    mut all: impl Iterator<Item = T>,
+    is_asked_for: impl Fn(&Session) -> bool,
+    session: fn(&T) -> &Session,
+    show: fn(&T) -> Value,
+) -> Value {
+    let (mut page, mut last) = (Vec::new(), None);
+    for found in all.by_ref().take(LIST_SCAN) {
+        last = Some(session(&found).id);
+        if is_asked_for(session(&found)) {
+            page.push(show(&found));
+        }
+        if page.len() == LIST_PAGE {
+            break;
+        }
+    }
+    let next = last.filter(|_| all.next().is_some());
+    json!({ "sessions": page, "next": next.as_ref().map(SessionId::as_str) })
 }
 
 #[derive(Deserialize)]

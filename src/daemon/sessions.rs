@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::journal::SessionLog;
@@ -22,6 +23,8 @@ use crate::session::registry::{Admitted, Change, Limits, Maker, NewSession, NotM
 use crate::session::scope::Scopes;
 use crate::session::{EndReason, Millis, Session, SessionId};
 
+/// Sessions that end for a reason of their own before others have their turn.
+const AT_ONCE: usize = 64;
 /// Longest sleep of the clock; a suspended machine's clock may jump.
 const CLOCK_MAX: Duration = Duration::from_secs(3600);
 
@@ -122,10 +125,17 @@ impl Sessions {
     }
 
     /// Notes that a leader's process has ended, and with it what it led.
-    fn end_leader(&self, leader: &Identity) {
-        let ended = lock(&self.registry).end_leader(leader, now());
-        self.tell(&ended);
+    async fn end_leader(&self, leader: &Identity) {
+        loop {
+            let ended = lock(&self.registry).end_leader(leader, AT_ONCE, now());
+            if ended.is_empty() {
+                break;
+            }
+            self.tell(&ended);
+            yield_now().await;
+        }
         self.store.leader_ended(leader);
+        self.changed.notify_one();
     }
 
     fn tell(&self, all_ended: &[Ended]) {
@@ -260,10 +270,16 @@ impl Sessions {
         }
     }
 
-    fn end_what_is_due(&self) -> Option<Millis> {
-        let expired = lock(&self.registry).expired(now());
-        for id in expired {
-            self.end(&id, EndReason::Expired);
+    async fn end_what_is_due(&self) -> Option<Millis> {
+        loop {
+            let expired = lock(&self.registry).expired(AT_ONCE, now());
+            if expired.is_empty() {
+                break;
+            }
+            for id in expired {
+                self.end(&id, EndReason::Expired);
+            }
+            yield_now().await;
         }
         let next = {
             let mut registry = lock(&self.registry);
@@ -304,7 +320,7 @@ pub(super) struct Standing {
 async fn keep_time(sessions: std::sync::Weak<Sessions>) {
     loop {
         let Some(living) = sessions.upgrade() else { return };
-        let next = living.end_what_is_due();
+        let next = living.end_what_is_due().await;
         let pause =
             next.map_or(CLOCK_MAX, |next| Duration::from_millis(next.saturating_sub(now())).min(CLOCK_MAX));
         tokio::select! {
@@ -328,5 +344,5 @@ async fn watch_leader(sessions: Arc<Sessions>, leader: Process) {
         // Without a watch its sessions would outlive it: they end at once.
         Err(error) => tracing::error!(authsock_event = "unwatched", "a leader cannot be watched: {error}"),
     }
-    sessions.end_leader(&identity);
+    sessions.end_leader(&identity).await;
 }

@@ -60,10 +60,10 @@ impl Leaders {
         }
     }
 
-    /// The living sessions that it leads, by age.
-    pub(super) fn led_by(&self, leader: &Identity) -> Vec<SessionId> {
+    /// The living sessions that it leads, by age, at most so many.
+    pub(super) fn led_by(&self, leader: &Identity, at_most: usize) -> Vec<SessionId> {
         let leader = Mark::of(leader).and_then(|mark| self.marks.get(&mark));
-        leader.into_iter().flat_map(|leader| leader.leads.iter().copied()).collect()
+        leader.into_iter().flat_map(|leader| leader.leads.iter().copied()).take(at_most).collect()
     }
 
     /// Forgets it.

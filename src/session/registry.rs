@@ -767,12 +767,14 @@ impl Registry {
         all_ended
     }
 
-    /// Notes that a leader's process has ended: ends the sessions that it led, and forgets it.
-    pub fn end_leader(&mut self, leader: &Identity, now: Millis) -> Vec<Ended> {
-        let led = self.leaders.led_by(leader);
-        let ended = led.iter().flat_map(|id| self.end(id, EndReason::LeaderExited, now)).collect();
-        self.leaders.remove(leader);
-        ended
+    /// Notes that a leader's process has ended: ends at most so many of the sessions that it led, and what is below
+    /// those, and forgets it once there are none. Whoever gets any asks again.
+    pub fn end_leader(&mut self, leader: &Identity, at_most: usize, now: Millis) -> Vec<Ended> {
+        let led = self.leaders.led_by(leader, at_most);
+        if led.is_empty() {
+            self.leaders.remove(leader);
+        }
+        led.iter().flat_map(|id| self.end(id, EndReason::LeaderExited, now)).collect()
     }
 
     fn take_credential(&mut self, token_id: TokenId) -> Option<Verifier> {
@@ -996,9 +998,9 @@ impl Registry {
         expiry.into_iter().chain(grace).chain(self.past.next_deadline(&self.limits)).min()
     }
 
-    /// Sessions whose time is up.
-    pub fn expired(&self, now: Millis) -> Vec<SessionId> {
-        self.expiries.iter().take_while(|(when, _)| *when <= now).map(|(_, id)| *id).collect()
+    /// Sessions whose time is up, at most so many.
+    pub fn expired(&self, at_most: usize, now: Millis) -> Vec<SessionId> {
+        self.expiries.iter().take_while(|(when, _)| *when <= now).take(at_most).map(|(_, id)| *id).collect()
     }
 }
 

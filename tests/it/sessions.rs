@@ -1,13 +1,16 @@
 //! Sessions as their users see them: what ends is told and listed, what may be changed, who sees whom, and that nobody gets more than there was.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
 use authsock::secret::token::Token;
 use authsock::session::scope::Scope;
 
-use crate::ground::{Daemon, Ground, Line, minted, refusal};
+use crate::ground::{Daemon, Ground, Line, bind_private, has, minted, put, refusal, skip_unless, text_of};
+use crate::tree::Inside;
 
 fn served() -> (Ground, Daemon) {
     let ground = Ground::new();
@@ -69,7 +72,7 @@ fn the_last_line_of_a_connection_says_that_its_session_has_ended_and_why() {
 #[test]
 fn the_end_of_a_leader_is_told_too_and_its_descendants_end_before_it() {
     let (ground, daemon) = served();
-    let mut inside = crate::tree::Inside::begin(&ground, &["--bind", "uid", "--name", "led"]);
+    let mut inside = Inside::begin(&ground, &["--bind", "uid", "--name", "led"]);
     let session = inside.whoami()["session"].clone();
     let mut line = connected(&ground, &inside.token());
     let (_, child) = make(&mut line, "child", json!({}));
@@ -203,10 +206,10 @@ fn a_person_lists_shows_renames_rotates_and_ends_sessions() {
     let (ground, _daemon) = served();
     let text = |args: &[&str]| {
         let output = ground.authsock(["session"]).args(args).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", crate::ground::text_of(&output));
+        assert!(output.status.success(), "{args:?}: {}", text_of(&output));
         String::from_utf8(output.stdout).unwrap()
     };
-    let mut outer = crate::tree::Inside::begin(&ground, &["--name", "outer", "--ttl", "1h"]);
+    let mut outer = Inside::begin(&ground, &["--name", "outer", "--ttl", "1h"]);
     let outer_id = outer.id();
     let (code, said) = outer.tell(
         "authsock run --name inner -- sh -c 'authsock session list --tree; authsock session show; authsock session rename \
@@ -234,12 +237,7 @@ fn a_person_lists_shows_renames_rotates_and_ends_sessions() {
     text(&["rotate", &outer_id, "--write", file]);
     assert!(outer.token() != before && outer.id() == outer_id);
     let output = ground.authsock(["session", "rotate", &outer_id]).output().unwrap();
-    assert_eq!(
-        output.status.code(),
-        Some(2),
-        "where it lies is not known: {}",
-        crate::ground::text_of(&output)
-    );
+    assert_eq!(output.status.code(), Some(2), "where it lies is not known: {}", text_of(&output));
     let before = outer.token();
     assert_eq!(outer.tell("authsock session rotate").0, 0);
     assert!(outer.token() != before && outer.id() == outer_id, "its own it finds");
@@ -261,13 +259,13 @@ fn a_client_reads_a_refused_token_again_once_and_tries_another_one_once() {
     for (code, turns, tries) in
         [("denied", true, 2), ("revoked", true, 2), ("denied", false, 1), ("expired", true, 1)]
     {
-        crate::ground::put(&file, &tokens[0].reveal(), 0o600);
-        let listener = crate::ground::bind_private(&ground.init_socket());
+        put(&file, &tokens[0].reveal(), 0o600);
+        let listener = bind_private(&ground.init_socket());
         let mut client = ground
             .authsock(["whoami"])
             .env("AUTHSOCK_TOKEN_FILE", &file)
             .env("AUTHSOCK_SOCKET", ground.init_socket())
-            .stderr(std::process::Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         for number in 0..tries {
@@ -275,7 +273,7 @@ fn a_client_reads_a_refused_token_again_once_and_tries_another_one_once() {
             let opening = line.receive().unwrap();
             assert_eq!(opening["token_id"], tokens[number].id().to_string(), "{code}");
             if turns {
-                crate::ground::put(&file, &tokens[number + 1].reveal(), 0o600);
+                put(&file, &tokens[number + 1].reveal(), 0o600);
             }
             let error = json!({ "code": code, "message": "no" });
             line.send_json(&json!({ "type": "auth_result", "success": false, "error": error }));
@@ -286,6 +284,80 @@ fn a_client_reads_a_refused_token_again_once_and_tries_another_one_once() {
         assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "{code}");
         std::fs::remove_file(ground.init_socket()).unwrap();
     }
+}
+
+#[test]
+fn thousands_of_sessions_are_listed_in_pages_and_end_with_their_leader_while_others_are_served() {
+    if skip_unless(has("socat"), "socat is not installed") {
+        return;
+    }
+    let ground = Ground::new();
+    ground.configure("[limits]\nsessions = 10000\nsessions_per_uid = 10000\n");
+    let _daemon = ground.serve();
+    let mut owner = connected(&ground, &ground.token_after_first_contact());
+    // What connects leads: its end is the end of all of them.
+    let mut leader = ground
+        .command("socat")
+        .args(["-t", "30", "-", &format!("UNIX-CONNECT:{}", ground.init_socket().display())])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = leader.stdin.take().unwrap();
+    let mut output = BufReader::new(leader.stdout.take().unwrap()).lines();
+    writeln!(input, "{}", json!({ "type": "auth", "token": ground.token() })).unwrap();
+    assert!(output.next().unwrap().unwrap().contains("true"));
+    const COUNT: usize = 5000;
+    let (token, mut verifier) = minted();
+    let mut asked = String::new();
+    for number in 0..COUNT {
+        let name = if number == 0 || number == COUNT - 1 { "seldom" } else { "many" };
+        let realm = if name == "seldom" { "r" } else { "default" };
+        let params = json!({ "name": name, "realm": realm, "binding": "uid", "verifier": verifier });
+        let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "session.create", "params": params });
+        asked.push_str(&format!("{call}\n"));
+        verifier = minted().1;
+    }
+    let sending = std::thread::spawn(move || {
+        input.write_all(asked.as_bytes()).unwrap();
+        input
+    });
+    for _ in 0..COUNT {
+        assert!(output.next().unwrap().unwrap().contains("result"));
+    }
+    let _input = sending.join().unwrap();
+    // All pages of a realm that has two of them, far apart; then all of everything.
+    let pages = |line: &mut Line, params: Value| -> (usize, Vec<String>) {
+        let (mut count, mut names, mut after) = (0, Vec::new(), Value::Null);
+        loop {
+            let mut params = params.clone();
+            params["after"] = after;
+            let page = line.call("session.list", &params)["result"].take();
+            let sessions = page["sessions"].as_array().unwrap();
+            assert!(sessions.len() <= 256);
+            names.extend(sessions.iter().map(|session| session["name"].as_str().unwrap().to_owned()));
+            count += 1;
+            after = page["next"].clone();
+            if after.is_null() {
+                return (count, names);
+            }
+        }
+    };
+    let mut in_realm = connected(&ground, &token.reveal());
+    assert_eq!(pages(&mut in_realm, json!({})), (2, vec!["seldom".to_owned(), "seldom".to_owned()]));
+    let (count, names) = pages(&mut owner, json!({ "all_realms": true }));
+    assert_eq!((count, names.len()), (20, COUNT + 1));
+    leader.kill().unwrap();
+    leader.wait().unwrap();
+    let left = |owner: &mut Line| owner.call("status", &json!({}))["result"]["sessions"].as_u64().unwrap();
+    let mut seen = vec![left(&mut owner)];
+    while seen.last() != Some(&0) {
+        seen.push(left(&mut owner));
+    }
+    seen.dedup();
+    assert!(seen.len() > 3, "others are served while they end: {seen:?}");
+    let (_, names) = pages(&mut owner, json!({ "all_realms": true, "ended": true }));
+    assert_eq!(names.len(), COUNT);
 }
 
 /// What a session may have that came from another, in the words of the socket.
