@@ -186,10 +186,12 @@ fn session(area: &mut InArea<'_>, subject: &str, process: &Process, sessions: &[
     let walked = process.walk_up(&mut |steps, identity| {
         let session = sessions.iter().find(|session| {
             let leader = &session["leader"];
-            leader["pid"] == identity.pid.0
-                && identity
-                    .pidfs
-                    .is_none_or(|inode| leader["pidfs"].as_u64().is_none_or(|pidfs| pidfs == inode))
+            let is_it = match (identity.pidfs, leader["pidfs"].as_u64()) {
+                (Some(inode), Some(pidfs)) => inode == pidfs,
+                // The pid of a leader that ended with its session may be another's by now.
+                _ => session["reason"].is_null(),
+            };
+            leader["pid"] == identity.pid.0 && is_it
         })?;
         found = Some((steps, session));
         Some(true)
@@ -197,6 +199,21 @@ fn session(area: &mut InArea<'_>, subject: &str, process: &Process, sessions: &[
     match (walked, found) {
         (_, Some((steps, session))) => {
             let text = |name: &str| session[name].as_str().unwrap_or("?").to_owned();
+            if let Some(reason) = session["reason"].as_str() {
+                let says = format!(
+                    "is {steps} below process {}, which led session {} ({}): that has ended ({}), but below its leader the owner's token is refused as before (binding)",
+                    session["leader"]["pid"],
+                    text("name"),
+                    text("id"),
+                    reason.replace('_', " ")
+                );
+                return area.warning(
+                    Id::ProcessSession,
+                    subject,
+                    says,
+                    "start it again, with `authsock run`",
+                );
+            }
             area.note(
                 Id::ProcessSession,
                 subject,

@@ -1377,6 +1377,12 @@ fn a_process_in_a_session_is_told_with_the_session_and_its_leader() {
     visit.says("note", "process-session", &subject, "is in session patient (");
     visit.says("note", "process-session", &subject, &format!("leader, process {};", run.id()));
     visit.says("note", "process-variables", &subject, "AUTHSOCK_TOKEN_FILE=/");
+    let listed = ground.json(["session", "list"]);
+    let mut sessions = listed["sessions"].as_array().unwrap().iter();
+    let session = sessions.find(|session| session["name"] == "patient").unwrap();
+    ground.json(["session", "revoke", session["id"].as_str().unwrap()]);
+    let visit = Visit::pay(&ground, &["--pid", line.trim()], |_| {});
+    visit.says("warning", "process-session", &subject, "that has ended (revoked)");
     let child = nix::unistd::Pid::from_raw(line.trim().parse().unwrap());
     nix::sys::signal::kill(child, nix::sys::signal::SIGKILL).unwrap();
     run.wait().unwrap();
