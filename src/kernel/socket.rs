@@ -137,23 +137,16 @@ impl CheckedSocket {
         if socket_stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFSOCK.bits() {
             return Err(BadSocket::NotASocket(full.to_path_buf()));
         }
-        // One of root's, that was mounted into a directory where nobody else has ever been.
-        let is_shown = ids::is_alone()
-            && dir_stat.st_uid == super::dir::own_uid()
-            && super::dir::permissions(&dir_stat) & 0o077 == 0
-            && socket_stat.st_dev != dir_stat.st_dev
-            && (socket_stat.st_uid == 0 || ids::is_nameless(socket_stat.st_uid));
-        for (stat, at, others_write) in [(&dir_stat, parent, 0o022), (&socket_stat, full, others_write)] {
-            if is_shown {
-                break;
-            }
-            if stat.st_uid != owner && stat.st_uid != 0 {
-                return Err(BadSocket::NotOurs { path: at.to_path_buf(), owner: stat.st_uid });
-            }
-            #[allow(clippy::useless_conversion)] // mode_t is 16 bits wide on macOS
-            let mode = u32::from(stat.st_mode & 0o7777);
-            if mode & others_write != 0 {
-                return Err(BadSocket::OthersMayWrite { path: at.to_path_buf(), mode });
+        if !is_shown_to_us_alone(&dir_stat, &socket_stat) {
+            for (stat, at, others_write) in [(&dir_stat, parent, 0o022), (&socket_stat, full, others_write)] {
+                if stat.st_uid != owner && stat.st_uid != 0 {
+                    return Err(BadSocket::NotOurs { path: at.to_path_buf(), owner: stat.st_uid });
+                }
+                #[allow(clippy::useless_conversion)] // mode_t is 16 bits wide on macOS
+                let mode = u32::from(stat.st_mode & 0o7777);
+                if mode & others_write != 0 {
+                    return Err(BadSocket::OthersMayWrite { path: at.to_path_buf(), mode });
+                }
             }
         }
         Ok(CheckedSocket {
@@ -211,6 +204,15 @@ impl CheckedSocket {
             _ => Err(Errno::ENOENT),
         }
     }
+}
+
+/// Whether a socket that is not this user's was mounted into a directory of this user's alone, in a user namespace that has
+/// no other user: as the socket of the machine's daemon is for a confined program. Nobody else could have put it
+/// there, so that neither its owner, whom no number names there, nor its mode say anything.
+fn is_shown_to_us_alone(dir: &stat::FileStat, socket: &stat::FileStat) -> bool {
+    let is_root_s = socket.st_uid == 0 || ids::is_nameless(socket.st_uid);
+    let is_private = dir.st_uid == super::dir::own_uid() && super::dir::permissions(dir) & 0o077 == 0;
+    is_root_s && is_private && socket.st_dev != dir.st_dev && ids::is_alone()
 }
 
 /// Whether a path is a socket file that nobody listens on, whatever its mode. Says nothing of whose it
