@@ -1,22 +1,27 @@
 //! `authsock run --confine`: which places lead to tokens that are not the session's, or to a bus, and what the program is shown in their stead.
 
-pub(super) use imp::{prepare, refuse_where_there_is_none};
+pub(super) use imp::{keep, prepare, refuse_where_there_is_none};
 
 #[cfg(target_os = "linux")]
 mod imp {
     use std::ffi::{OsStr, OsString};
+    use std::io;
+    use std::os::fd::AsFd;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     use std::path::{Path, PathBuf};
-    use std::process::Command;
+    use std::process::{Command, ExitStatus};
 
     use super::super::args::Common;
     use super::super::{Failure, client_options, exit, runtime};
     use crate::client::connect::places;
     use crate::client::{Client, Options};
     use crate::credential::discover::trusted_env;
-    use crate::kernel::confine::{Confinement, Plan};
+    use crate::kernel::confine::{CannotConfine, Confinement, Plan};
     use crate::kernel::dir::own_uid;
-    use crate::place::{Env, Places, runtime_directories, system_socket, system_state, var};
+    use crate::kernel::relink::SecondName;
+    use crate::kernel::signals::{self, Beside};
+    use crate::kernel::socket::CheckedSocket;
+    use crate::place::{Env, Places, SocketPath, runtime_directories, system_socket, system_state, var};
 
     /// Variables that lead to a bus, by which a program has others started for it. The system's bus has a
     /// policy of its own, and no variable is needed to find it.
@@ -30,6 +35,9 @@ mod imp {
     /// What systemd and the session bus have in a runtime directory, by which programs are started.
     const STARTERS: [&str; 2] = ["bus", "systemd"];
 
+    /// The name that the socket has in the session's own directory.
+    const SECOND_NAME: &str = "authsock.sock";
+
     pub(in super::super) fn refuse_where_there_is_none() -> Result<(), Failure> {
         Ok(())
     }
@@ -40,7 +48,7 @@ mod imp {
         socket: &Path,
         home: &Path,
         command: &mut Command,
-    ) -> Result<Confinement, Failure> {
+    ) -> Result<Confined, Failure> {
         let cannot = |error: &dyn std::fmt::Display| Failure::new(exit::RUN_FAILED, error);
         wake_the_machine_s()?;
         let places = places(false);
@@ -52,18 +60,72 @@ mod imp {
             Ok(below) => runtime.join(below),
             Err(_) => path.to_path_buf(),
         };
-        let found_by: Vec<PathBuf> = shown.iter().map(|(_, at)| named(at)).collect();
+        let mut found_by: Vec<PathBuf> = shown.iter().map(|(_, at)| named(at)).collect();
         for name in BUSES.into_iter().chain([var::CREDENTIALS_DIRECTORY]) {
             command.env_remove(name);
         }
         command.env(var::XDG_RUNTIME_DIR, runtime);
-        if let [_, socket] = &found_by[..] {
+        let followed = follow(&places, socket, home);
+        found_by.extend(followed.is_some().then(|| home.join(SECOND_NAME)));
+        if let Some(socket) = found_by.last() {
             command.env(var::SOCKET, socket);
         }
         let secrets = secrets(&trusted_env, &places, socket, &given);
         let token_fd = trusted_env(var::TOKEN_FD).and_then(|number| number.to_str()?.parse().ok());
         let plan = Plan::of(runtime, &secrets, shown, found_by).map_err(|error| cannot(&error))?;
-        Confinement::prepare(&plan, command, token_fd).map_err(|error| cannot(&error))
+        let confinement = Confinement::prepare(&plan, command, token_fd).map_err(|error| cannot(&error))?;
+        Ok(Confined { confinement, followed })
+    }
+
+    /// A program's confinement, and what keeps its way to the daemon open.
+    pub(in super::super) struct Confined {
+        confinement: Confinement,
+        followed: Option<SecondName>,
+    }
+
+    impl Confined {
+        /// Why the program was not started, if it was for this.
+        pub(in super::super) fn failure(&mut self, error: &io::Error) -> Option<CannotConfine> {
+            self.confinement.failure(error)
+        }
+    }
+
+    /// Runs the command to its end, confined or not.
+    pub(in super::super) fn keep(
+        command: &mut Command,
+        confined: Option<&mut Confined>,
+    ) -> io::Result<ExitStatus> {
+        let Some(followed) = confined.and_then(|confined| confined.followed.as_ref()) else {
+            return signals::keep(command, None);
+        };
+        let mut renew = || {
+            if let Err(error) = followed.renew() {
+                tracing::debug!("the session's name for the socket stays as it is: {error}");
+            }
+        };
+        signals::keep(command, Some(Beside { readable: followed.as_fd(), look: &mut renew }))
+    }
+
+    /// Gives the socket a name in the session's own directory, which follows when it is made anew: what is mounted is
+    /// one socket for good. Not possible where it is another user's, or lies on another file system.
+    fn follow(places: &Places, socket: &Path, home: &Path) -> Option<SecondName> {
+        let at = SocketPath::new(home.join(SECOND_NAME)).ok()?;
+        let mut of = vec![socket.to_path_buf()];
+        if socket == places.ondemand_socket() {
+            // A later installation takes over.
+            of.insert(0, places.init_socket());
+        }
+        let given = SecondName::give(of, at.as_path().to_path_buf());
+        let given = given
+            .inspect_err(|error| tracing::debug!("the socket gets no name that follows it: {error}"))
+            .ok()?;
+        // The machine's daemon has one that all may write: inside it would be taken for a stranger's.
+        if let Err(problem) = CheckedSocket::look(&at, own_uid()) {
+            tracing::debug!("the socket gets no name that follows it: {problem}");
+            let _ = std::fs::remove_file(at.as_path());
+            return None;
+        }
+        Some(given)
     }
 
     /// Has the daemon of the whole machine start, if it would do so for whoever comes: what it makes then can be
@@ -208,23 +270,23 @@ mod imp {
 mod imp {
     use std::io;
     use std::path::Path;
-    use std::process::Command;
+    use std::process::{Command, ExitStatus};
 
     use super::super::args::Common;
     use super::super::{Failure, exit};
+    use crate::kernel::signals;
 
     /// There is none.
-    #[derive(Debug)]
-    pub(in super::super) enum Confinement {}
+    pub(in super::super) enum Confined {}
 
-    impl Confinement {
+    impl Confined {
         pub(in super::super) fn failure(&mut self, _error: &io::Error) -> Option<String> {
-            None
+            match *self {}
         }
     }
 
     pub(in super::super) fn refuse_where_there_is_none() -> Result<(), Failure> {
-        let words = "--confine needs Linux, whose namespaces keep CMD from what is not its own: run it without, or as another user";
+        let words = "--confine needs Linux, whose namespaces keep CMD from what is not its own: leave it out, or run CMD as another user";
         Err(Failure::new(exit::RUN_FAILED, words))
     }
 
@@ -233,7 +295,15 @@ mod imp {
         _socket: &Path,
         _home: &Path,
         _command: &mut Command,
-    ) -> Result<Confinement, Failure> {
-        Err(Failure::new(exit::RUN_FAILED, "--confine needs Linux"))
+    ) -> Result<Confined, Failure> {
+        refuse_where_there_is_none()
+            .and_then(|()| Err(Failure::new(exit::RUN_FAILED, "--confine needs Linux")))
+    }
+
+    pub(in super::super) fn keep(
+        command: &mut Command,
+        _confined: Option<&mut Confined>,
+    ) -> io::Result<ExitStatus> {
+        signals::keep(command, None)
     }
 }

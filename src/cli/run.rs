@@ -56,7 +56,7 @@ pub(super) fn run(common: &Common, args: Run) -> Result<u8, Failure> {
         true => Some(confine::prepare(common, &socket, &home.path, &mut command)?),
         false => None,
     };
-    let ended = signals::keep(&mut command);
+    let ended = confine::keep(&mut command, confined.as_mut());
     // The session ends with its leader, which is this process; its file goes before.
     drop(home);
     if matches!(&ended, Ok(status) if status.signal() == Some(2)) {

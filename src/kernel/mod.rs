@@ -18,6 +18,8 @@ pub mod mounts;
 pub mod path;
 pub mod peer;
 pub mod process;
+#[cfg(target_os = "linux")]
+pub mod relink;
 pub mod signals;
 pub mod socket;
 pub mod survey;

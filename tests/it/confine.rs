@@ -310,7 +310,9 @@ fn a_confined_program_is_its_session_to_the_daemon_and_so_is_what_it_leaves_behi
     assert_eq!(code, 4, "there is no owner's token to be found: {said}");
     assert!(said.contains("is not there"), "{said}");
     // The program that it starts sees the private directory and nothing else in it.
-    let (_, said) = inside.tell("cd \"$XDG_RUNTIME_DIR\" && find . | sort | grep -v -e /token -e /in-use");
+    let (_, said) = inside.tell(
+        "cd \"$XDG_RUNTIME_DIR\" && find . | sort | grep -v -e /token -e /in-use -e run/.*/authsock.sock",
+    );
     let home = inside.token_file.parent().unwrap().file_name().unwrap().to_str().unwrap();
     let expected = format!(".\n./authsock-run\n./authsock-run/{home}\n./authsock.sock");
     assert_eq!(said.trim(), expected);
@@ -599,8 +601,9 @@ chmod 755 /run/user
     let output = command.env("USERID", uid.to_string()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let place = format!("/run/user/{uid}");
-    let sees = format!("{place} {place}/authsock-ondemand.sock\nauthsock-ondemand.sock\nauthsock-run\n");
-    assert!(said.contains("\"first\"") && said.contains(&sees), "{}", text_of(&output));
+    let sees =
+        ["\"first\"", &format!("{place} {place}/authsock-run/"), "\nauthsock-ondemand.sock\nauthsock-run\n"];
+    assert!(sees.iter().all(|word| said.contains(word)), "{}", text_of(&output));
     assert!(said.contains("\"second\""), "a session in it: {}", text_of(&output));
 }
 
@@ -614,13 +617,38 @@ fn a_socket_that_lies_elsewhere_is_shown_in_the_private_directory() {
     let _daemon = Daemon::start(&ground, bind_private(&elsewhere), |_| {});
     let output = ground
         .authsock(["run", "--socket", path(&elsewhere), "--confine", "--name", "far", "--", "sh", "-c"])
-        .arg("echo $AUTHSOCK_SOCKET; authsock whoami --json")
+        .arg("authsock whoami; AUTHSOCK_SOCKET=$XDG_RUNTIME_DIR/authsock.sock authsock whoami; echo $AUTHSOCK_SOCKET")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let (socket, who) = said.split_once('\n').unwrap_or_else(|| panic!("{}", text_of(&output)));
-    assert_eq!(Path::new(socket), ground.init_socket());
-    assert!(who.contains("\"far\""), "{}", text_of(&output));
+    assert_eq!(said.matches("far (").count(), 2, "{}", text_of(&output));
+    let socket = Path::new(said.lines().last().unwrap());
+    assert!(socket.starts_with(ground.runtime().join("authsock-run")), "{}", text_of(&output));
+}
+
+#[test]
+fn a_confined_session_goes_on_with_the_daemon_that_follows() {
+    if !may_confine() {
+        return;
+    }
+    let ground = Ground::new();
+    let mut inside = confined(&ground, &["--name", "lasting"]);
+    let id = inside.id();
+    // A daemon that was started on demand ends, and the next client outside starts another on a new socket.
+    for _ in 0..2 {
+        ground.json(["call", "daemon.retire"]);
+        let (code, said) = inside.tell("authsock whoami");
+        assert!(code == 0 || code == 3, "a program in a session starts none: {said}");
+        ground.json(["whoami"]);
+        let (code, said) = inside.tell("until authsock whoami --json 2>&1; do :; done");
+        assert!(code == 0 && said.contains(&id), "{said}");
+    }
+    // One that is installed meanwhile takes over.
+    ground.json(["call", "daemon.retire"]);
+    let _daemon = ground.serve();
+    let (code, said) = inside.tell("until authsock whoami --json 2>&1; do :; done");
+    assert!(code == 0 && said.contains(&id), "{said}");
+    assert_eq!(ground.json(["status"])["sockets"][0], path(&ground.init_socket()));
 }
 
 #[test]
