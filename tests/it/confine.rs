@@ -301,6 +301,8 @@ fn a_confined_program_is_its_session_to_the_daemon_and_so_is_what_it_leaves_behi
     if !skip_unless(has("setsid"), "there is no setsid") {
         assert_eq!(inside.json("setsid --wait authsock whoami --json")["session"], who["session"]);
     }
+    let (code, said) = inside.tell("authsock doctor");
+    assert_eq!(code, 0, "nothing is wrong there: {said}");
     // Its token is its own to replace, and nobody else's.
     let before = inside.token();
     assert_eq!(inside.tell("authsock token rotate").0, 0);
@@ -649,6 +651,37 @@ fn a_confined_session_goes_on_with_the_daemon_that_follows() {
     let (code, said) = inside.tell("until authsock whoami --json 2>&1; do :; done");
     assert!(code == 0 && said.contains(&id), "{said}");
     assert_eq!(ground.json(["status"])["sockets"][0], path(&ground.init_socket()));
+}
+
+#[test]
+fn what_is_made_anew_where_the_user_may_write_is_not_hidden() {
+    if !may_confine() {
+        return;
+    }
+    let ground = Ground::new();
+    let (way, runtime) = (ground.root().join("way"), ground.root().join("way/run"));
+    std::fs::create_dir_all(&runtime).unwrap();
+    let run = |authsock: &Path, words: &[&str]| {
+        let mut command = ground.command(authsock);
+        command.args(words).env("XDG_RUNTIME_DIR", &runtime);
+        command
+    };
+    let mut inside = Inside::begin_with(
+        run(&ground.binary, &["run", "--confine", "--", "sh", "-c"]).arg(crate::tree::OBEDIENT),
+    );
+    let way = path(&way);
+    let (code, said) = inside.tell(&format!("mv {way}/run {way}/gone"));
+    assert_ne!(code, 0, "the directory itself is in use inside: {said}");
+    let (code, said) = inside.tell(&format!("mv {way} {way}-gone && mkdir -p {way}/run/authsock"));
+    assert_eq!(code, 0, "{said}");
+    put(&runtime.join("authsock/token"), "made anew", 0o600);
+    assert_eq!(inside.tell(&format!("cat {way}/run/authsock/token")), (0, "made anew".to_owned()));
+    let (code, said) = inside.tell(&format!("ls -A {way}-gone/run"));
+    assert_eq!((code, said.trim()), (0, "authsock-ondemand.sock\nauthsock-run"), "the old one stays hidden");
+    drop(inside);
+    std::fs::remove_dir_all(way).unwrap();
+    std::fs::rename(format!("{way}-gone"), way).unwrap();
+    assert!(run(&ground.binary, &["call", "daemon.retire"]).output().unwrap().status.success());
 }
 
 #[test]

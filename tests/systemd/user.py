@@ -708,13 +708,20 @@ def _():
 def _():
     serving()
     before = daemon_pid()
-    inside = f"authsock whoami; read line; authsock whoami; ls -A {RUNTIME}"
+    again = "until authsock whoami; do :; done"
+    inside = f"authsock whoami | head -n1; read line; {again} | head -n1; read line; {again} | head -n1; ls -A {RUNTIME}"
     words = ["as-tester", "authsock", "run", "--confine", "--name", "kept", "--", "sh", "-c", inside]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         try:
             assert "kept" in program.stdout.readline()
             kill_daemon()
             until("another daemon", lambda: answered("whoami")["daemon"]["pid"] != before)
+            program.stdin.write("go\n")
+            program.stdin.flush()
+            assert "kept" in program.stdout.readline()
+            # The socket's file is another one then.
+            systemctl("restart", SOCKET_UNIT)
+            answered("whoami")
             said, _ = program.communicate("go\n", timeout=PATIENCE)
         finally:
             program.kill()
