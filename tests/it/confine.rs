@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -596,8 +597,8 @@ mount -t tmpfs tmpfs /run
 mkdir -p /run/user
 mkdir -m 700 "/run/user/$USERID"
 chmod 755 /run/user
+trap '"$0" call daemon.retire >/dev/null' EXIT
 "$0" run --name first --confine -- sh -c 'authsock whoami --json; echo "$XDG_RUNTIME_DIR $AUTHSOCK_SOCKET"; ls -A "$XDG_RUNTIME_DIR"; authsock run --name second -- authsock whoami --json'
-"$0" call daemon.retire >/dev/null
 "#;
     let Some(mut command) = in_own_mounts(&ground, script) else { return };
     let output = command.env("USERID", uid.to_string()).output().unwrap();
@@ -682,6 +683,31 @@ fn what_is_made_anew_where_the_user_may_write_is_not_hidden() {
     std::fs::remove_dir_all(way).unwrap();
     std::fs::rename(format!("{way}-gone"), way).unwrap();
     assert!(run(&ground.binary, &["call", "daemon.retire"]).output().unwrap().status.success());
+}
+
+#[test]
+fn a_namespace_with_one_user_makes_no_socket_trusted_that_was_not_mounted_there() {
+    if !may_confine() {
+        return;
+    }
+    let (ground, _daemon) = served();
+    ground.token_after_first_contact();
+    let whoami = || {
+        let output = in_own_mounts(&ground, "exec \"$0\" whoami")?.output().unwrap();
+        Some((output.status.code(), text_of(&output)))
+    };
+    let Some((code, said)) = whoami() else { return };
+    assert_eq!(code, Some(0), "{said}");
+    std::fs::set_permissions(ground.init_socket(), PermissionsExt::from_mode(0o666)).unwrap();
+    let (code, said) = whoami().unwrap();
+    assert!(code == Some(4) && said.contains("may be written by others"), "{said}");
+    if skip_unless(is_root(), "only root can give a socket away: another's is not tried") {
+        return;
+    }
+    // Its owner is nobody there, as root would be; the directory is this user's alone all the same.
+    std::os::unix::fs::chown(ground.init_socket(), Some(54_321), None).unwrap();
+    let (code, said) = whoami().unwrap();
+    assert!(code == Some(4) && said.contains("belongs to uid 65534"), "{said}");
 }
 
 #[test]
