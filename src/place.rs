@@ -183,8 +183,8 @@ impl Places {
     ) -> Places {
         let home = absolute(env, var::HOME);
         let runtime = absolute(env, var::XDG_RUNTIME_DIR).or(platform_temp).unwrap_or_else(|| {
-            let logind = PathBuf::from(format!("/run/user/{uid}"));
-            if is_private(&logind) { logind } else { PathBuf::from(format!("/tmp/authsock-{uid}")) }
+            let [logind, own] = runtime_directories(uid);
+            if is_private(&logind) { logind } else { own }
         });
         let below_home = |variable, default: &str| {
             absolute(env, variable).or_else(|| home.as_ref().map(|home| home.join(default)))
@@ -274,6 +274,17 @@ impl Places {
     pub fn log(&self) -> Option<&Path> {
         self.log.as_deref()
     }
+}
+
+/// Where a user's runtime directory may lie, whatever the environment says: what is kept from a program lies in
+/// any of them.
+pub fn runtime_directories(uid: u32) -> [PathBuf; 2] {
+    [format!("/run/user/{uid}").into(), format!("/tmp/authsock-{uid}").into()]
+}
+
+/// The state directory of the daemon of the whole machine.
+pub fn system_state() -> &'static Path {
+    Path::new(SYSTEM.1)
 }
 
 /// Where the daemon of the whole machine listens.

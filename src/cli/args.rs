@@ -185,6 +185,9 @@ pub(super) struct Run {
     /// Where the session's token is good: in CMD's process tree, or for the whole user
     #[arg(long, value_enum)]
     pub(super) bind: Option<Bind>,
+    /// Keep CMD from tokens, the session bus and processes that are not its own (Linux; docs/sessions.md)
+    #[arg(long)]
+    pub(super) confine: bool,
     /// The program, and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(super) command: Vec<OsString>,

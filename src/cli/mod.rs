@@ -3,6 +3,7 @@
 
 mod args;
 mod call;
+mod confine;
 mod doctor;
 mod env;
 mod generate;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::args::{Common, Run};
 use super::token::verifier_param;
-use super::{Failure, client_options, exit, logging, runtime};
+use super::{Failure, client_options, confine, exit, logging, runtime};
 use crate::client::Client;
 use crate::client::connect::places;
 use crate::kernel::dir::{Dir, Lock, own_uid};
@@ -28,6 +28,9 @@ const IN_USE: &str = "in-use";
 /// Runs a program as a session; returns its exit code.
 pub(super) fn run(common: &Common, args: Run) -> Result<u8, Failure> {
     logging::for_a_client();
+    if args.confine {
+        confine::refuse_where_there_is_none()?;
+    }
     // Whatever keeps the session from beginning keeps the program from starting.
     let cannot = |error: &dyn std::fmt::Display| Failure::new(exit::RUN_FAILED, error);
     let token = Token::generate().map_err(|error| cannot(&error))?;
@@ -45,11 +48,15 @@ pub(super) fn run(common: &Common, args: Run) -> Result<u8, Failure> {
     for name in var::NAMED_SOURCES {
         command.env_remove(name);
     }
-    command.env(var::TOKEN_FILE, home.token_path()).env(var::SOCKET, socket);
+    command.env(var::TOKEN_FILE, home.token_path()).env(var::SOCKET, &socket);
     if let Some(path) = path_with_ourselves() {
         command.env("PATH", path);
     }
-    let ended = signals::keep(&mut command);
+    let mut confined = match args.confine {
+        true => Some(confine::prepare(common, &socket, &home.path, &mut command)?),
+        false => None,
+    };
+    let ended = confine::keep(&mut command, confined.as_mut());
     // The session ends with its leader, which is this process; its file goes before.
     drop(home);
     if matches!(&ended, Ok(status) if status.signal() == Some(2)) {
@@ -63,6 +70,9 @@ pub(super) fn run(common: &Common, args: Run) -> Result<u8, Failure> {
             }
         }),
         Err(error) => {
+            if let Some(failure) = confined.as_mut().and_then(|confined| confined.failure(&error)) {
+                return Err(Failure::new(exit::RUN_FAILED, failure));
+            }
             let code = match error.kind() {
                 io::ErrorKind::NotFound => exit::RUN_NOT_FOUND,
                 io::ErrorKind::PermissionDenied => exit::RUN_NOT_EXECUTABLE,

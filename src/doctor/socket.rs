@@ -150,7 +150,7 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
     }
     seen.is_usable = true;
     seen.is_listened_on = match survey::is_listened_on(seen.path()) {
-        Some(false) if survey::is_mount_point(seen.path()) => None,
+        Some(false) if survey::is_mount_point(seen.path()) || survey::has_other_names(seen.path()) => None,
         known => known,
     };
     match seen.is_listened_on {

@@ -16,6 +16,8 @@ use nix::fcntl::{self, AtFlags, OFlag};
 use nix::sys::stat::{self, FileStat, Mode, SFlag};
 use nix::unistd;
 
+use super::ids;
+
 /// Why a file or directory is not to be trusted, or cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {problem}", path = path.display())]
@@ -192,7 +194,7 @@ impl Dir {
         }
         // Who may write the parent may put another directory in this one's place.
         if let Some(parent) = path.parent() {
-            refuse_writable_by_others(parent, owner)?;
+            refuse_swappable(&stat, parent, owner)?;
         }
         Ok(Dir { fd, path: path.to_path_buf() })
     }
@@ -552,6 +554,21 @@ fn refuse_writable_by_others(path: &Path, owner: u32) -> Result<(), Unusable> {
     let stat = stat::stat(path).map_err(|errno| Unusable::io(path, "examine", errno))?;
     let is_sticky = permissions(&stat) & 0o1000 != 0;
     refuse_strangers(path, &stat, owner, if is_sticky { 0 } else { 0o022 })
+}
+
+/// As [`refuse_writable_by_others`], of the parent of a directory that was examined. A user namespace that has
+/// one user cannot name root, whose /run/user and /tmp belong to nobody there: such a parent is root's as far as can
+/// be told if this directory was mounted over what had its name, which only this user did, and others may not write it.
+fn refuse_swappable(dir: &FileStat, parent: &Path, owner: u32) -> Result<(), Unusable> {
+    let refused = refuse_writable_by_others(parent, owner);
+    if let Err(Unusable { problem: Problem::NotOurs { owner: nobody, .. }, .. }) = refused
+        && ids::is_alone()
+        && ids::is_nameless(nobody)
+        && stat::stat(parent).is_ok_and(|parent| parent.st_dev != dir.st_dev)
+    {
+        return refuse_writable_by_others(parent, nobody);
+    }
+    refused
 }
 
 /// Refuses what neither `owner` nor root owns, and what has any of these permission bits for others.

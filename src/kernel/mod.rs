@@ -5,14 +5,21 @@ use std::io;
 
 pub mod accounts;
 pub mod boot;
+#[cfg(target_os = "linux")]
+pub mod confine;
 #[cfg(any(target_os = "macos", test))]
 #[cfg_attr(not(target_os = "macos"), allow(dead_code))] // its tests need no Mac
 mod darwin;
 pub mod dir;
 pub mod fds;
+mod ids;
+#[cfg(target_os = "linux")]
+pub mod mounts;
 pub mod path;
 pub mod peer;
 pub mod process;
+#[cfg(target_os = "linux")]
+pub mod relink;
 pub mod signals;
 pub mod socket;
 pub mod survey;

@@ -29,13 +29,22 @@ pub fn end_with_us(command: &mut Command) {
     let _ = command;
 }
 
+/// Something else to look after while a command runs: what is to be done when a descriptor becomes readable. Only on
+/// Linux is there anything.
+pub struct Beside<'a> {
+    /// The descriptor.
+    pub readable: std::os::fd::BorrowedFd<'a>,
+    /// What to do; it reads the descriptor empty.
+    pub look: &'a mut dyn FnMut(),
+}
+
 /// Runs a command to its end as its keeper: passes signals on, and reaps whatever is orphaned to us.
 ///
 /// The caller has no other threads: one that does not block the signals would take them.
 ///
 /// # Errors
 /// If the command cannot be started; `run` tells then whether it was found.
-pub fn keep(command: &mut Command) -> io::Result<ExitStatus> {
+pub fn keep(command: &mut Command, beside: Option<Beside<'_>>) -> io::Result<ExitStatus> {
     // Whoever started us may ignore it, and ignoring is inherited: then nobody tells of children that
     // end, nor how they did (wait(2)).
     // SAFETY: the default disposition runs no code of ours.
@@ -54,7 +63,7 @@ pub fn keep(command: &mut Command) -> io::Result<ExitStatus> {
     }
     let mut arrivals = Arrivals::watch(&set)?;
     let child = command.spawn()?;
-    keep_until_end(&child, &mut arrivals)
+    keep_until_end(&child, &mut arrivals, beside)
 }
 
 /// Whether a program could not be started because the file is of no format that the kernel runs, or
@@ -74,13 +83,17 @@ pub fn die_of_interrupt() {
     }
 }
 
-fn keep_until_end(child: &Child, arrivals: &mut Arrivals) -> io::Result<ExitStatus> {
+fn keep_until_end(
+    child: &Child,
+    arrivals: &mut Arrivals,
+    mut beside: Option<Beside<'_>>,
+) -> io::Result<ExitStatus> {
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(|_| Errno::ESRCH)?);
     loop {
         if let Some(status) = reap(pid)? {
             return Ok(status);
         }
-        let (signal, is_passed_on) = arrivals.next(pid)?;
+        let (signal, is_passed_on) = arrivals.next(pid, beside.as_mut())?;
         if signal != Signal::SIGCHLD && is_passed_on {
             // It may have ended already; the next turn sees that.
             let _ = kill(pid, signal);
@@ -129,8 +142,13 @@ impl Arrivals {
     }
 
     #[cfg(target_os = "linux")]
-    fn next(&mut self, command: Pid) -> io::Result<(Signal, bool)> {
+    fn next(&mut self, command: Pid, mut beside: Option<&mut Beside<'_>>) -> io::Result<(Signal, bool)> {
         loop {
+            if let Some(beside) = beside.as_deref_mut()
+                && !self.has_come(beside)?
+            {
+                continue;
+            }
             let info = match self.from.read_signal() {
                 Ok(Some(info)) => info,
                 Ok(None) | Err(Errno::EINTR) => continue,
@@ -144,6 +162,23 @@ impl Arrivals {
         }
     }
 
+    /// Waits for a signal or for what is looked after beside; whether a signal has come.
+    #[cfg(target_os = "linux")]
+    fn has_come(&self, beside: &mut Beside<'_>) -> io::Result<bool> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        let mut waiting = [self.from.as_fd(), beside.readable].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut waiting, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let [signal, other] = waiting.map(|fd| fd.any().unwrap_or(false));
+        if other {
+            (beside.look)();
+        }
+        Ok(signal)
+    }
+
     #[cfg(not(target_os = "linux"))]
     #[allow(clippy::unnecessary_wraps)]
     fn watch(set: &SigSet) -> io::Result<Arrivals> {
@@ -152,7 +187,7 @@ impl Arrivals {
 
     /// Without knowing the sender: the two that a terminal sends are left to it.
     #[cfg(not(target_os = "linux"))]
-    fn next(&mut self, _command: Pid) -> io::Result<(Signal, bool)> {
+    fn next(&mut self, _command: Pid, _beside: Option<&mut Beside<'_>>) -> io::Result<(Signal, bool)> {
         let signal = self.set.wait()?;
         Ok((signal, !matches!(signal, Signal::SIGINT | Signal::SIGQUIT)))
     }

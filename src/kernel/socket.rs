@@ -12,6 +12,7 @@ use nix::fcntl::{self, OFlag};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::stat::{self, Mode, SFlag};
 
+use super::ids;
 use crate::place::SocketPath;
 
 /// Connections that may wait to be accepted; the kernel clamps it to net.core.somaxconn (4096).
@@ -136,14 +137,16 @@ impl CheckedSocket {
         if socket_stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFSOCK.bits() {
             return Err(BadSocket::NotASocket(full.to_path_buf()));
         }
-        for (stat, at, others_write) in [(&dir_stat, parent, 0o022), (&socket_stat, full, others_write)] {
-            if stat.st_uid != owner && stat.st_uid != 0 {
-                return Err(BadSocket::NotOurs { path: at.to_path_buf(), owner: stat.st_uid });
-            }
-            #[allow(clippy::useless_conversion)] // mode_t is 16 bits wide on macOS
-            let mode = u32::from(stat.st_mode & 0o7777);
-            if mode & others_write != 0 {
-                return Err(BadSocket::OthersMayWrite { path: at.to_path_buf(), mode });
+        if !is_shown_to_us_alone(&dir_stat, &socket_stat) {
+            for (stat, at, others_write) in [(&dir_stat, parent, 0o022), (&socket_stat, full, others_write)] {
+                if stat.st_uid != owner && stat.st_uid != 0 {
+                    return Err(BadSocket::NotOurs { path: at.to_path_buf(), owner: stat.st_uid });
+                }
+                #[allow(clippy::useless_conversion)] // mode_t is 16 bits wide on macOS
+                let mode = u32::from(stat.st_mode & 0o7777);
+                if mode & others_write != 0 {
+                    return Err(BadSocket::OthersMayWrite { path: at.to_path_buf(), mode });
+                }
             }
         }
         Ok(CheckedSocket {
@@ -201,6 +204,15 @@ impl CheckedSocket {
             _ => Err(Errno::ENOENT),
         }
     }
+}
+
+/// Whether a socket that is not this user's was mounted into a directory of this user's alone, in a user namespace that has
+/// no other user: as the socket of the machine's daemon is for a confined program. Nobody else could have put it
+/// there, so that neither its owner, whom no number names there, nor its mode say anything.
+fn is_shown_to_us_alone(dir: &stat::FileStat, socket: &stat::FileStat) -> bool {
+    let is_root_s = socket.st_uid == 0 || ids::is_nameless(socket.st_uid);
+    let is_private = dir.st_uid == super::dir::own_uid() && super::dir::permissions(dir) & 0o077 == 0;
+    is_root_s && is_private && socket.st_dev != dir.st_dev && ids::is_alone()
 }
 
 /// Whether a path is a socket file that nobody listens on, whatever its mode. Says nothing of whose it

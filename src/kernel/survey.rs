@@ -172,6 +172,12 @@ pub fn is_mount_point(path: &Path) -> bool {
     list.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == path))
 }
 
+/// Whether the file at `path` has further names: a socket may then listen by another of them.
+pub fn has_other_names(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    path.symlink_metadata().is_ok_and(|meta| meta.nlink() > 1)
+}
+
 /// How /proc is mounted, if it hides processes (proc(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hidepid {

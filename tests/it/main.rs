@@ -15,6 +15,8 @@ mod ground;
 mod adoption;
 mod cli;
 mod clients;
+#[cfg(target_os = "linux")] // namespaces
+mod confine;
 #[cfg(target_os = "linux")] // /proc, namespaces
 mod doctor;
 mod gate;

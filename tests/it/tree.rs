@@ -15,7 +15,7 @@ use crate::ground::{Daemon, Ground, Line, bind_private, has, is_root, put, refus
 
 /// The program of a session: says who it is, then does what it is told, line by line. What a line
 /// prints comes back with the line's exit code.
-const OBEDIENT: &str = r#"
+pub const OBEDIENT: &str = r#"
 printf '%s %s\n' $$ "$AUTHSOCK_TOKEN_FILE"
 while IFS= read -r line; do eval "$line" </dev/null 2>&1; printf '\n=%s\n' $?; done
 "#;
@@ -35,7 +35,7 @@ impl Inside {
         Inside::begin_with(ground.authsock(["run"]).args(options).args(["--", "sh", "-c", OBEDIENT]))
     }
 
-    fn begin_with(command: &mut Command) -> Inside {
+    pub fn begin_with(command: &mut Command) -> Inside {
         let mut run = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = run.stdin.take();
         let mut stdout = BufReader::new(run.stdout.take().unwrap());

@@ -234,6 +234,59 @@ def _():
     assert json.loads(done.stderr)["error"]["code"] == "binding", done
 
 
+# What a confined program looks for, and one line for each thing that it finds.
+LOOKS = """
+authsock whoami --json
+echo "socket $AUTHSOCK_SOCKET"
+for path in /run/authsock/* /run/authsock/users/*/token "$XDG_RUNTIME_DIR"/authsock/token; do
+    if [ -e "$path" ]; then echo "found $path"; fi
+done
+env -u AUTHSOCK_SOCKET -u AUTHSOCK_TOKEN_FILE authsock --system whoami || echo "exit code $?"
+"""
+
+
+def confined(user, *options):
+    """What a confined program of a user says: who it is, and what it finds."""
+    words = ("authsock", *options, "run", "--confine", "--name", "kept", "--", "sh", "-c", LOOKS)
+    done = user.run(*words)
+    assert done.returncode == 0, done
+    who, *lines = done.stdout.splitlines()
+    return json.loads(who)["session"], lines
+
+
+@check("a confined program reaches the machine's daemon as its session, and finds nobody's token: confine")
+def _():
+    fresh()
+    for user in (ada, bob):
+        # The first one finds no daemon yet, and no state.
+        session, lines = confined(user, "--system")
+        assert (session["name"], session["parent"]) == ("kept", f"user-{user.uid}"), session
+        assert lines == [f"socket {user.runtime}/authsock.sock", "exit code 4"], lines
+
+
+@check("a confined program of root's reaches the machine's daemon too: confine")
+def _():
+    fresh()
+    os.makedirs("/run/user/0", mode=0o700, exist_ok=True)
+    words = ("run", "--confine", "--name", "kept", "--", "sh", "-c", LOOKS)
+    done = run("env", "XDG_RUNTIME_DIR=/run/user/0", "authsock", "--system", *words)
+    assert done.returncode == 0, done
+    who, *lines = done.stdout.splitlines()
+    assert json.loads(who)["session"]["parent"] == "owner", who
+    assert lines == ["socket /run/user/0/authsock.sock", "exit code 4"], lines
+
+
+@check("a confined program of the user's own daemon finds no token at the machine's, which had not started yet: confine")
+def _():
+    fresh()
+    assert not os.path.exists(STATE)
+    session, lines = confined(ada)
+    assert (session["name"], session["parent"]) == ("kept", "owner"), session
+    assert lines[0].startswith(f"socket {ada.runtime}/authsock-run/") and lines[1:] == ["exit code 4"], lines
+    assert os.path.exists(STATE), "it was not started, so that nothing was there to be hidden"
+    assert ada.run("authsock", "call", "daemon.retire").returncode == 0
+
+
 def spoilt(spoil, words):
     """The user spoils the own file: nobody else notices, and the own clients say what is wrong."""
     fresh()

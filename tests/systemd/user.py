@@ -676,6 +676,59 @@ def _():
     same(ask(token()), PONG, "the new one")
 
 
+# --- confinement --------------------------------------------------------------------------------
+
+
+def tries(*options):
+    """Which of the ways to the user's systemd and session bus a program in a session gets through by."""
+    started = "systemd-run --user --wait --pipe --quiet cat /proc/self/status"
+    bus = f"DBUS_SESSION_BUS_ADDRESS=unix:path={RUNTIME}/bus"
+    ways = {
+        "systemd-run": started, "systemd-run by a variable": f"{bus} {started}",
+        "systemctl": "systemctl --user show --property Version",
+        "the bus": "busctl --user list", "the bus by a variable": f"{bus} busctl --user list",
+        "the journal": "systemd-cat true",
+    }
+    inside = "\n".join(f"({way}) </dev/null >/dev/null 2>&1 && echo '{name}'" for name, way in ways.items())
+    done = authsock("run", *options, "--", "sh", "-c", f"authsock whoami >/dev/null || exit 1\n{inside}\ntrue")
+    same(done.returncode, 0, done.stderr)
+    return set(done.stdout.splitlines()), set(ways)
+
+
+@check("a program in a session has systemd start others outside of it, and a confined one cannot: confine")
+def _():
+    serving()
+    got, ways = tries()
+    same(got, ways, "what a program gets that is not confined")
+    got, _ = tries("--confine")
+    same(got, {"the journal"}, "what a confined program gets")
+
+
+@check("a confined session goes on when the daemon ends and when another takes its place: confine")
+def _():
+    serving()
+    before = daemon_pid()
+    again = "until authsock whoami; do :; done"
+    inside = f"authsock whoami | head -n1; read line; {again} | head -n1; read line; {again} | head -n1; ls -A {RUNTIME}"
+    words = ["as-tester", "authsock", "run", "--confine", "--name", "kept", "--", "sh", "-c", inside]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        try:
+            assert "kept" in program.stdout.readline()
+            kill_daemon()
+            until("another daemon", lambda: answered("whoami")["daemon"]["pid"] != before)
+            program.stdin.write("go\n")
+            program.stdin.flush()
+            assert "kept" in program.stdout.readline()
+            # The socket's file is another one then.
+            systemctl("restart", SOCKET_UNIT)
+            answered("whoami")
+            said, _ = program.communicate("go\n", timeout=PATIENCE)
+        finally:
+            program.kill()
+    same(said.count("kept"), 1, said)
+    assert said.endswith("authsock-run\nauthsock.sock\n"), said
+
+
 # --- takeover -----------------------------------------------------------------------------------
 
 
