@@ -110,6 +110,9 @@ pub struct Config {
     pub allow_unbound: bool,
     /// `client.system`: clients use the daemon of the whole machine. Default false.
     pub system: bool,
+    /// `client.confined_runtime_bytes`, 65536 to 1073741824: what a program that runs confined may put into its
+    /// private runtime directory. Default 16777216.
+    pub confined_runtime: u64,
     /// `client.timeout_seconds`, 1 to 3600: for a whole exchange. Default 30.
     pub client_timeout: Duration,
 }
@@ -138,6 +141,7 @@ impl Default for Config {
             drain: Duration::from_secs(5),
             allow_unbound: false,
             system: false,
+            confined_runtime: 16 << 20,
             client_timeout: Duration::from_secs(30),
         }
     }
@@ -238,6 +242,7 @@ struct LifecycleTable {
 struct ClientTable {
     allow_unbound: Option<bool>,
     system: Option<bool>,
+    confined_runtime_bytes: Option<Bounded<65_536, 1_073_741_824>>,
     timeout_seconds: Option<Bounded<1, 3600>>,
 }
 
@@ -316,6 +321,7 @@ impl Config {
         set(&mut self.drain, lifecycle.drain_seconds.map(Bounded::seconds));
         set(&mut self.allow_unbound, client.allow_unbound);
         set(&mut self.system, client.system);
+        set(&mut self.confined_runtime, client.confined_runtime_bytes.map(|bytes| bytes.0));
         set(&mut self.client_timeout, client.timeout_seconds.map(Bounded::seconds));
         Ok(())
     }
@@ -362,6 +368,7 @@ mod tests {
             ("limits", "write_timeout_seconds", 1, 3600),
             ("lifecycle", "idle_exit_seconds", 0, 31_536_000),
             ("lifecycle", "drain_seconds", 0, 600),
+            ("client", "confined_runtime_bytes", 65_536, 1_073_741_824),
             ("client", "timeout_seconds", 1, 3600),
         ] {
             let parse = |value: i64| parse(&format!("[{table}]\n{key} = {value}\n"));

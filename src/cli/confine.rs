@@ -15,6 +15,7 @@ mod imp {
     use super::super::{Failure, client_options, exit, runtime};
     use crate::client::connect::places;
     use crate::client::{Client, Options};
+    use crate::config::Config;
     use crate::credential::discover::trusted_env;
     use crate::kernel::confine::{CannotConfine, Confinement, Plan};
     use crate::kernel::dir::own_uid;
@@ -72,7 +73,10 @@ mod imp {
         }
         let secrets = secrets(&trusted_env, &places, socket, &given);
         let token_fd = trusted_env(var::TOKEN_FD).and_then(|number| number.to_str()?.parse().ok());
-        let plan = Plan::of(runtime, &secrets, shown, found_by).map_err(|error| cannot(&error))?;
+        // Who cannot read it was warned by the connection.
+        let config = Config::load(places.config(), given.config.as_deref()).unwrap_or_default();
+        let plan = Plan::of(runtime, config.confined_runtime, &secrets, shown, found_by);
+        let plan = plan.map_err(|error| cannot(&error))?;
         let confinement = Confinement::prepare(&plan, command, token_fd).map_err(|error| cannot(&error))?;
         Ok(Confined { confinement, followed })
     }

@@ -27,8 +27,8 @@ use nix::unistd;
 
 use super::mounts::{Mounts, hold, inode_of};
 
-/// How much the private runtime directory holds: sockets and small files.
-const RUNTIME_SIZE: &str = "size=16m,nr_inodes=4096";
+/// How many bytes of the private runtime directory there are for each file in it that it can hold.
+const BYTES_PER_FILE: u64 = 4096;
 /// What is laid over a hidden directory: its root and nothing else.
 const COVER_SIZE: &str = "size=4k,nr_inodes=1";
 /// As [`COVER_SIZE`], with room for the way to what is shown below it.
@@ -41,6 +41,8 @@ const NOTHING: &str = "/dev/null";
 pub struct Plan {
     /// The directory that becomes private: empty but for what is shown in it.
     runtime: PathBuf,
+    /// How many bytes the program may put there.
+    runtime_bytes: u64,
     /// What is covered, outermost first; none lies below another or below the runtime directory.
     hidden: Vec<Hidden>,
     /// What is shown in the runtime directory: from where, and where.
@@ -100,12 +102,14 @@ pub enum CannotConfine {
 impl Plan {
     /// Finds out what is to be covered. `secret` are files and directories that lead to what is kept from the program;
     /// those that do not exist need no cover. Wherever another mount shows the same they are covered too. Of `shown`
-    /// each lies in the runtime directory, as what comes second says.
+    /// each lies in the runtime directory, as what comes second says. The runtime directory holds `runtime_bytes`, in
+    /// at most so many files of 4096 bytes.
     ///
     /// # Errors
     /// If one cannot be examined.
     pub fn of(
         runtime: &Path,
+        runtime_bytes: u64,
         secret: &[PathBuf],
         shown: Vec<(PathBuf, PathBuf)>,
         found_by: Vec<PathBuf>,
@@ -133,7 +137,7 @@ impl Plan {
             let is_dir = path.symlink_metadata().map_err(|error| failed(&path, error))?.is_dir();
             hidden.push(Hidden { path, is_dir });
         }
-        Ok(Plan { runtime, hidden, shown, found_by })
+        Ok(Plan { runtime, runtime_bytes, hidden, shown, found_by })
     }
 
     /// What a path lies in that the program does not see.
@@ -160,7 +164,7 @@ impl Plan {
                 (false, _) => Step::Nothing(hidden.path.clone()),
                 (true, way) => Step::Empty {
                     at: hidden.path.clone(),
-                    size: if way { PASSAGE_SIZE } else { COVER_SIZE },
+                    size: if way { PASSAGE_SIZE } else { COVER_SIZE }.to_owned(),
                     is_writable: way,
                 },
             });
@@ -169,7 +173,10 @@ impl Plan {
                 steps.push(Step::Dir(self.runtime.clone()));
             }
         }
-        steps.push(Step::Empty { at: self.runtime.clone(), size: RUNTIME_SIZE, is_writable: true });
+        // Its root is a file too, and what leads to what is shown.
+        let files = self.runtime_bytes.div_ceil(BYTES_PER_FILE) + 8;
+        let size = format!("size={},nr_inodes={files}", self.runtime_bytes);
+        steps.push(Step::Empty { at: self.runtime.clone(), size, is_writable: true });
         for (number, (from, at)) in self.shown.iter().enumerate() {
             steps.extend(way(&self.runtime, at).map(Step::Dir));
             steps.push(if from.is_dir() { Step::Dir(at.clone()) } else { Step::File(at.clone()) });
@@ -227,7 +234,7 @@ enum Step {
     Hold(PathBuf),
     Empty {
         at: PathBuf,
-        size: &'static str,
+        size: String,
         is_writable: bool,
     },
     Nothing(PathBuf),
@@ -645,6 +652,7 @@ mod tests {
     fn the_plan_covers_first_then_shows_and_gives_up_its_rights_last() {
         let plan = Plan {
             runtime: "/run/user/7/mine".into(),
+            runtime_bytes: 65_536,
             hidden: vec![hidden("/run/user/7", true), hidden("/tmp/bus", false)],
             shown: vec![("/run/user/7/mine/authsock-run/a".into(), "/run/user/7/mine/authsock-run/a".into())],
             found_by: paths(&["/link/token"]),

@@ -711,6 +711,30 @@ fn a_namespace_with_one_user_makes_no_socket_trusted_that_was_not_mounted_there(
 }
 
 #[test]
+fn the_private_directory_holds_what_is_configured_and_not_a_block_more() {
+    if !may_confine() {
+        return;
+    }
+    let (ground, _daemon) = served();
+    ground.configure("[client]\nconfined_runtime_bytes = 65536\n");
+    let mut inside = confined(&ground, &[]);
+    let write = |blocks: u32| {
+        format!(
+            "head -c $(({blocks} * 4096)) /dev/zero >$XDG_RUNTIME_DIR/filler; echo $?; rm $XDG_RUNTIME_DIR/filler"
+        )
+    };
+    assert_eq!(inside.tell(&write(16)).1.trim(), "0");
+    let (_, said) = inside.tell(&write(17));
+    assert!(said.contains("No space left") && said.trim().ends_with('1'), "{said}");
+    // So it is with files, the smallest that there are.
+    let (_, said) =
+        inside.tell("cd $XDG_RUNTIME_DIR; n=0; while true >f$n; do n=$((n + 1)); done 2>/dev/null; echo $n");
+    let files: u32 = said.trim().lines().last().unwrap().parse().unwrap();
+    assert!((16..=24).contains(&files), "{said}");
+    inside.whoami();
+}
+
+#[test]
 fn what_a_program_usually_inherits_stays_open() {
     if skip_unless(has("python3"), "there is no python3") || !may_confine() {
         return;
