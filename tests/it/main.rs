@@ -31,7 +31,9 @@ mod ondemand;
 mod packaging;
 #[cfg(target_os = "linux")]
 mod restart;
+mod run;
 mod shells;
+mod terminal;
 mod tokens;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod tree;
