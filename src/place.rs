@@ -17,6 +17,25 @@ pub mod var {
     pub const TOKEN_FILE: &str = "AUTHSOCK_TOKEN_FILE";
     /// What is logged; the only variable that changes a daemon.
     pub const LOG: &str = "AUTHSOCK_LOG";
+    /// The process that descriptors were passed to (sd_listen_fds(3)).
+    pub const LISTEN_PID: &str = "LISTEN_PID";
+    /// That process's pidfd id, from newer systemds.
+    pub const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
+    /// How many descriptors were passed.
+    pub const LISTEN_FDS: &str = "LISTEN_FDS";
+    /// Their names.
+    pub const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
+    /// What a service manager promised to the one process that it started: its sockets (sd_listen_fds(3)), the ear
+    /// that it lends it (sd_notify(3)), and how often it wants to hear from it (sd_watchdog_enabled(3)).
+    pub const OF_THE_SERVICE_MANAGER: [&str; 7] = [
+        LISTEN_PID,
+        LISTEN_PIDFDID,
+        LISTEN_FDS,
+        LISTEN_FDNAMES,
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+    ];
     /// Every variable that names a socket or a token.
     pub const NAMED_SOURCES: [&str; 4] = [SOCKET, TOKEN, TOKEN_FD, TOKEN_FILE];
     /// Credentials that systemd gave to this service (systemd.exec(5)).

@@ -72,12 +72,11 @@ mod imp {
             command.env(var::SOCKET, socket);
         }
         let secrets = secrets(&trusted_env, &places, socket, &given);
-        let token_fd = trusted_env(var::TOKEN_FD).and_then(|number| number.to_str()?.parse().ok());
         // Who cannot read it was warned by the connection.
         let config = Config::load(places.config(), given.config.as_deref()).unwrap_or_default();
         let plan = Plan::of(runtime, config.confined_runtime, &secrets, shown, found_by);
         let plan = plan.map_err(|error| cannot(&error))?;
-        let confinement = Confinement::prepare(&plan, command, token_fd).map_err(|error| cannot(&error))?;
+        let confinement = Confinement::prepare(&plan, command).map_err(|error| cannot(&error))?;
         Ok(Confined { confinement, followed })
     }
 

@@ -13,10 +13,12 @@ use super::token::verifier_param;
 use super::{Failure, client_options, confine, exit, logging, runtime};
 use crate::client::Client;
 use crate::client::connect::places;
+use crate::credential::discover::keep_descriptor_from_children;
+use crate::init;
 use crate::kernel::dir::{Dir, Lock, own_uid};
 use crate::kernel::path::settle_name;
 use crate::kernel::{process, signals};
-use crate::place::{TOKEN_FILE, var};
+use crate::place::{self, TOKEN_FILE, var};
 use crate::secret::file;
 use crate::secret::random;
 use crate::secret::token::Token;
@@ -45,9 +47,11 @@ pub(super) fn run(common: &Common, args: Run) -> Result<u8, Failure> {
     let program = words.next().ok_or_else(|| Failure::new(exit::USAGE, "CMD is missing"))?;
     let mut command = Command::new(program);
     command.args(words);
-    for name in var::NAMED_SOURCES {
+    for name in var::NAMED_SOURCES.into_iter().chain(var::OF_THE_SERVICE_MANAGER) {
         command.env_remove(name);
     }
+    keep_descriptor_from_children(&place::process_env);
+    init::keep_from_children();
     command.env(var::TOKEN_FILE, home.token_path()).env(var::SOCKET, &socket);
     if let Some(path) = path_with_ourselves() {
         command.env("PATH", path);

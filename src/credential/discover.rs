@@ -204,6 +204,17 @@ pub fn owner(places: &Places) -> Result<Found, NoToken> {
     }
 }
 
+/// Has no child inherit the descriptor that `AUTHSOCK_TOKEN_FD` names: what it holds stands for this process.
+pub fn keep_descriptor_from_children(env: Env<'_>) {
+    let number = env(var::TOKEN_FD).and_then(|value| value.to_str()?.parse::<i32>().ok());
+    // Standard input, output and error hold no token for us, and are everybody's.
+    if let Some(number) = number.filter(|number| *number > 2)
+        && let Ok(fd) = fds::borrow_number(number)
+    {
+        let _ = fds::set_cloexec(fd);
+    }
+}
+
 fn named_file(name: Source, path: &Path) -> Result<Found, NoToken> {
     match file::read_as_client(path) {
         Ok(token) => Ok(Found { token, source: name }),

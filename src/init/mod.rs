@@ -76,6 +76,12 @@ pub enum NotActivated {
     NoneUsable(Vec<Rejected>),
 }
 
+/// Has no child inherit the descriptors that a service manager passed to this process (sd_listen_fds(3)), for one
+/// that has no use of them. What was passed to another process, and came here by inheritance, is left alone.
+pub fn keep_from_children() {
+    systemd::keep_from_children();
+}
+
 /// Adopts the sockets of whoever started this process. Must run before any thread does: it takes
 /// the variables out of the environment, so that no child is misled by them.
 ///

@@ -10,23 +10,25 @@ use super::{Activation, Adopted, NotActivated, Rejected, Starter};
 use crate::kernel::fds::{borrow_number, set_cloexec, set_nonblocking};
 use crate::kernel::process::{Pid, Process};
 use crate::kernel::socket::{NotAListener, examine_listener};
+use crate::place::var::{LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_PIDFDID};
 use crate::place::{DESCRIPTOR_NAME, Env, process_env};
 
-const LISTEN_PID: &str = "LISTEN_PID";
-const LISTEN_FDS: &str = "LISTEN_FDS";
-const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
-const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
 /// The first descriptor that is passed (SD_LISTEN_FDS_START).
 const FIRST: RawFd = 3;
 /// Most descriptors that are looked at.
 const ADOPTED_MAX: usize = 4096;
 
-/// Reads what the variables announce: a name for each descriptor from number 3 on.
-fn announced(env: Env<'_>, own_pid: u32, own_pidfd_id: Option<u64>) -> Result<Vec<String>, NotActivated> {
-    let text = |variable| env(variable).map(|value| value.to_string_lossy().into_owned());
-    let bad = |variable, value: &str, problem| {
-        Err(NotActivated::BadVariable { variable, value: value.chars().take(80).collect(), problem })
-    };
+fn text(env: Env<'_>, variable: &str) -> Option<String> {
+    env(variable).map(|value| value.to_string_lossy().into_owned())
+}
+
+fn bad<T>(variable: &'static str, value: &str, problem: &'static str) -> Result<T, NotActivated> {
+    Err(NotActivated::BadVariable { variable, value: value.chars().take(80).collect(), problem })
+}
+
+/// Reads how many descriptors were passed to this process, from number 3 on.
+fn passed(env: Env<'_>, own_pid: u32, own_pidfd_id: Option<u64>) -> Result<usize, NotActivated> {
+    let text = |variable| text(env, variable);
     let Some(count) = text(LISTEN_FDS) else {
         return Err(NotActivated::NoSocket(String::new()));
     };
@@ -58,7 +60,13 @@ fn announced(env: Env<'_>, own_pid: u32, own_pidfd_id: Option<u64>) -> Result<Ve
     if number > ADOPTED_MAX {
         return bad(LISTEN_FDS, &count, "more descriptors than anybody passes");
     }
-    match text(LISTEN_FDNAMES) {
+    Ok(number)
+}
+
+/// Reads what the variables announce: a name for each descriptor.
+fn announced(env: Env<'_>, own_pid: u32, own_pidfd_id: Option<u64>) -> Result<Vec<String>, NotActivated> {
+    let number = passed(env, own_pid, own_pidfd_id)?;
+    match text(env, LISTEN_FDNAMES) {
         None => Ok(vec![DESCRIPTOR_NAME.to_owned(); number]),
         Some(names) => {
             let split: Vec<String> = names.split(':').map(str::to_owned).collect();
@@ -71,10 +79,23 @@ fn announced(env: Env<'_>, own_pid: u32, own_pidfd_id: Option<u64>) -> Result<Ve
     }
 }
 
+fn own_pidfd_id() -> Option<u64> {
+    Process::open(Pid::own()).ok().and_then(|process| process.inode())
+}
+
+/// See [`super::keep_from_children`].
+pub(super) fn keep_from_children() {
+    let passed = passed(&process_env, std::process::id(), own_pidfd_id());
+    for number in (FIRST..).take(passed.unwrap_or(0)) {
+        if let Ok(fd) = borrow_number(number) {
+            let _ = set_cloexec(fd);
+        }
+    }
+}
+
 /// Adopts what was passed. See [`super::adopt`].
 pub(super) fn adopt(starter: Starter) -> Result<Activation, NotActivated> {
-    let own_pidfd_id = Process::open(Pid::own()).ok().and_then(|process| process.inode());
-    let announced = announced(&process_env, std::process::id(), own_pidfd_id);
+    let announced = announced(&process_env, std::process::id(), own_pidfd_id());
     let mut taken = take_all(announced.as_ref().map_or(0, Vec::len));
     let names = announced?;
     let mut activation = Activation { sockets: Vec::new(), rejected: Vec::new(), starter };

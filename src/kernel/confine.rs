@@ -498,18 +498,14 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Has a command that is about to be started confine itself. `secret_fd` is a descriptor that a token came by.
+    /// Has a command that is about to be started confine itself.
     ///
     /// The caller has no other threads: what a child does between fork and exec is then no different from what it
     /// may do at any time.
     ///
     /// # Errors
     /// [`CannotConfine`], for what can be known before.
-    pub fn prepare(
-        plan: &Plan,
-        command: &mut Command,
-        secret_fd: Option<RawFd>,
-    ) -> Result<Confinement, CannotConfine> {
+    pub fn prepare(plan: &Plan, command: &mut Command) -> Result<Confinement, CannotConfine> {
         let look = |doing: &str| {
             let doing = doing.to_owned();
             move |error: io::Error| CannotConfine::Look { doing, error }
@@ -520,7 +516,7 @@ impl Confinement {
         }
         let here = hold(Path::new(".")).and_then(|here| inode_of(&here));
         let here = here.map_err(look("examine the working directory"))?;
-        close_ways_in(plan, secret_fd)?;
+        close_ways_in(plan)?;
         let scope = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .scope(Scope::from_all(ABI::V6))
@@ -552,7 +548,7 @@ impl Confinement {
 /// Marks those descriptors close-on-exec that would be a way to what is hidden. What a program usually inherits
 /// stays: pipes, terminals and other devices, files that lie elsewhere, sockets that have no name (socketpair(2)) or
 /// an internet address.
-fn close_ways_in(plan: &Plan, secret_fd: Option<RawFd>) -> Result<(), CannotConfine> {
+fn close_ways_in(plan: &Plan) -> Result<(), CannotConfine> {
     const STANDARD: RawFd = 2;
     let failed = |error| CannotConfine::Look { doing: "list the open descriptors".into(), error };
     for entry in std::fs::read_dir("/proc/self/fd").map_err(failed)? {
@@ -568,7 +564,7 @@ fn close_ways_in(plan: &Plan, secret_fd: Option<RawFd>) -> Result<(), CannotConf
             if is_dir {
                 return Err(CannotConfine::DirectoryAsStream(number));
             }
-        } else if Some(number) == secret_fd || !is_harmless(plan, fd) {
+        } else if !is_harmless(plan, fd) {
             super::fds::set_cloexec(fd).map_err(failed)?;
         }
     }

@@ -118,6 +118,18 @@ pub fn read_inherited(fd: RawFd, limit: usize, timeout_ms: u16) -> Result<Vec<u8
     Ok(bytes)
 }
 
+/// Lets go of standard input and output, which are a child's from now on: as long as we held them, nobody at
+/// the other end would notice that the child has closed them.
+///
+/// # Errors
+/// If there is no /dev/null to put in their place.
+pub(crate) fn leave_standard_streams() -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    Ok(())
+}
+
 /// Closes every descriptor from `first` on. Safe between fork(2) and execve(2).
 pub(crate) fn close_from(first: RawFd) {
     #[cfg(target_os = "linux")]

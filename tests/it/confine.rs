@@ -777,30 +777,6 @@ fn what_a_program_usually_inherits_stays_open() {
 }
 
 #[test]
-fn a_token_that_came_by_a_descriptor_is_not_passed_on() {
-    if !may_confine() {
-        return;
-    }
-    let (ground, _daemon) = served();
-    let copy = ground.root().join("copy");
-    put(&copy, &ground.token_after_first_contact(), 0o600);
-    let file = std::fs::File::open(&copy).unwrap();
-    for (options, expected) in [(&[][..], "64"), (&["--confine"], "0")] {
-        let mut command = ground.authsock(["run"]);
-        command.args(options).args([
-            "--",
-            "sh",
-            "-c",
-            "cat /proc/self/fd/9 2>/dev/null | tr -d '\\n' | wc -c",
-        ]);
-        command.env("AUTHSOCK_TOKEN_FD", "9").env("AUTHSOCK_SOCKET", ground.init_socket());
-        pass_as(&mut command, file.as_raw_fd(), 9);
-        let output = command.output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), expected, "{}", text_of(&output));
-    }
-}
-
-#[test]
 fn a_confined_program_cannot_type_into_its_terminal_for_the_shell_outside_to_read() {
     if skip_unless(has("python3"), "there is no python3") || !may_confine() {
         return;

@@ -33,9 +33,11 @@ mod ondemand;
 mod packaging;
 #[cfg(target_os = "linux")]
 mod restart;
+mod run;
 #[cfg(target_os = "linux")] // trees
 mod sessions;
 mod shells;
+mod terminal;
 mod tokens;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod tree;
