@@ -19,6 +19,8 @@ mod clients;
 mod confine;
 #[cfg(target_os = "linux")] // /proc, namespaces
 mod doctor;
+#[cfg(target_os = "linux")] // strace
+mod faults;
 mod gate;
 mod gate_library;
 mod house;
