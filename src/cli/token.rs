@@ -7,11 +7,10 @@ use serde_json::{Map, Value, json};
 use super::args::{Common, Token as Verb};
 use super::output::{Output, text};
 use super::{Failure, client_options, exit};
-use crate::client::Client;
-use crate::client::connect::client_places;
+use crate::client::connect::{ConnectError, Options, client_places};
+use crate::client::{CallError, Client};
 use crate::credential::discover::{self, Source};
-use crate::kernel::dir::{Dir, own_uid};
-use crate::secret::file;
+use crate::credential::successor::{CannotFollow, Successor};
 use crate::secret::token::Token;
 use crate::secret::verifier::Verifier;
 use crate::session::SessionId;
@@ -69,7 +68,7 @@ pub(super) async fn rotate(
             }
             None => own_file(common)?,
         };
-        rotate_in(client, &file, params).await?
+        rotate_in(client, common, &file, params).await?
     };
     if output.is_json() {
         return Ok(output.value(&answer)?);
@@ -100,26 +99,66 @@ fn own_file(common: &Common) -> Result<PathBuf, Failure> {
 /// the daemon hears of it, and in place right after.
 async fn rotate_in(
     client: &mut Client,
+    common: &Common,
     path: &Path,
     mut params: Map<String, Value>,
 ) -> Result<Value, Failure> {
-    const NEXT: &str = ".token-next";
-    let fail = |error: &dyn std::fmt::Display| Failure::new(exit::FAILED, error);
     let path = std::path::absolute(path)?;
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        return Err(Failure::new(exit::FAILED, format!("{} cannot be replaced", path.display())));
+    let successor = Successor::of(&path)?;
+    let mut completed = match successor.is_left() {
+        true => complete(common, &successor).await?,
+        false => None,
     };
-    let dir = Dir::open(parent, own_uid()).map_err(|error| fail(&error))?;
-    let token = Token::generate().map_err(|error| fail(&error))?;
-    file::store(&dir, NEXT, &token).map_err(|error| fail(&error))?;
+    // What this process connected with is the token before, which makes nothing any more.
+    let client = match &mut completed {
+        Some(as_now) if as_now.session().id == client.session().id => as_now,
+        _ => client,
+    };
+    let token = Token::generate().map_err(|error| Failure::new(exit::FAILED, error))?;
+    successor.write(&token)?;
     params.insert("verifier".into(), verifier_param(&token));
-    let answer = client.call("session.rotate", Some(&Value::Object(params))).await;
-    if answer.is_err() {
-        let _ = dir.remove(NEXT);
+    match client.call("session.rotate", Some(&Value::Object(params))).await {
+        Ok(answer) => {
+            successor.put_in_place()?;
+            Ok(answer)
+        }
+        Err(error @ CallError::Refused(_)) => {
+            successor.discard();
+            Err(error.into())
+        }
+        Err(error) => {
+            let failure = Failure::from(error);
+            let words = format!(
+                "{}; whether there is a new token is not known: both are kept, and whoever uses it next finds out",
+                failure.message
+            );
+            Err(Failure { message: words, ..failure })
+        }
     }
-    let answer = answer?;
-    dir.rename(NEXT, name).map_err(|error| fail(&error))?;
-    Ok(answer)
+}
+
+/// Brings a rotation that was cut off to its end: only the daemon knows whether it had heard of the token. Returns the
+/// connection that came by it, if one did.
+async fn complete(common: &Common, successor: &Successor) -> Result<Option<Client>, Failure> {
+    let options = Options { token_file: Some(successor.path()), ..client_options(common) };
+    let connected = Client::connect(&options).await;
+    match &connected {
+        Ok(_) => {}
+        // Said only to who has proven to hold the token of a living session.
+        Err(error) if error.refusal_code() == Some("binding") => {}
+        Err(error) if error.is_of_the_token() => return Ok(None),
+        // What was left holds no token.
+        Err(ConnectError::Token(_)) => return Ok(None),
+        Err(_) => return Ok(Some(connected?)),
+    }
+    successor.put_in_place()?;
+    Ok(connected.ok())
+}
+
+impl From<CannotFollow> for Failure {
+    fn from(error: CannotFollow) -> Failure {
+        Failure::new(exit::FAILED, error)
+    }
 }
 
 /// What verifies a token, as `session.create` and `session.rotate` take it.

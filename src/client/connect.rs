@@ -9,7 +9,8 @@ use zeroize::Zeroizing;
 
 use super::calls::Client;
 use crate::config::{BadConfig, Config};
-use crate::credential::discover::{self, Found, NoToken};
+use crate::credential::discover::{self, Found, NoToken, Source};
+use crate::credential::successor;
 use crate::gate::write;
 use crate::handshake::client::{self as machine, Bound, Failure, OwnProcess, RelayPolicy};
 use crate::init::ondemand::{self, CannotStart};
@@ -105,6 +106,11 @@ impl ConnectError {
             ConnectError::Handshake { failure, .. } => failure.code(),
             _ => None,
         }
+    }
+
+    /// Whether another token could help.
+    pub fn is_of_the_token(&self) -> bool {
+        matches!(self, ConnectError::Handshake { failure, .. } if failure.is_of_the_token())
     }
 }
 
@@ -323,7 +329,10 @@ impl Connector<'_> {
                 && *token == found.token
                 && let Some((_, failure)) = refused
             {
-                return Err(ConnectError::Handshake { failure, route });
+                return match self.with_successor(&route, &found.source).await {
+                    Some(client) => Ok(client),
+                    None => Err(ConnectError::Handshake { failure, route }),
+                };
             }
             let attempt = match timeout_at(self.deadline, self.attempt(&route, found.as_ref())).await {
                 Ok(Ok(client)) => return Ok(client),
@@ -360,6 +369,15 @@ impl Connector<'_> {
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
         }
+    }
+
+    /// A rotation may have been cut off after the daemon had heard of it: then the new token, which lies beside the one
+    /// that was refused, is the good one. It is tried once.
+    async fn with_successor(&self, route: &Route, source: &Source) -> Option<Client> {
+        let found = Found { token: successor::left_by(source)?, source: source.clone() };
+        let client = timeout_at(self.deadline, self.attempt(route, Some(&found))).await.ok()?.ok()?;
+        successor::mend(source, &found.token);
+        Some(client)
     }
 
     fn token(&self) -> Result<Found, NoToken> {

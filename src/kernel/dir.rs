@@ -390,6 +390,23 @@ impl Dir {
         Ok(Lock { file })
     }
 
+    /// Tries to lock the directory itself, which needs no file in it.
+    ///
+    /// # Errors
+    /// [`Unusable`]. A lock that somebody else holds is `Ok(None)`.
+    pub fn try_lock_itself(&self) -> Result<Option<Lock>, Unusable> {
+        // flock(2) goes with the open file: it must not be this directory's, which may live longer than the lock.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = fcntl::openat(self.fd.as_fd(), ".", flags, Mode::empty())
+            .map_err(|errno| Unusable::io(&self.path, "open", errno))?;
+        let file = File::from(fd);
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock { file })),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => Err(Unusable::io(&self.path, "lock", error)),
+        }
+    }
+
     fn open_lock(&self, name: &str) -> Result<File, Unusable> {
         let path = self.join(name);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
