@@ -172,6 +172,7 @@ fn client_options(common: &Common) -> Options {
         config: absolute(&common.config),
         program: own_program(),
         timeout: common.timeout.map(std::time::Duration::from_secs),
+        only_looks: false,
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Options {
     pub program: Option<PathBuf>,
     /// How long everything may take; by default `client.timeout_seconds`.
     pub timeout: Option<Duration>,
+    /// Leaves files as they are: a rotation that was cut off is not completed.
+    pub only_looks: bool,
 }
 
 /// Why there is no connection. Each names the thing and the way out.
@@ -376,7 +378,9 @@ impl Connector<'_> {
     async fn with_successor(&self, route: &Route, source: &Source) -> Option<Client> {
         let found = Found { token: successor::left_by(source)?, source: source.clone() };
         let client = timeout_at(self.deadline, self.attempt(route, Some(&found))).await.ok()?.ok()?;
-        successor::mend(source, &found.token);
+        if !self.options.only_looks {
+            successor::mend(source, &found.token);
+        }
         Some(client)
     }
 

@@ -73,8 +73,12 @@ async fn ask(
         return None;
     }
     // Without a program none is started.
-    let options =
-        Options { program: None, timeout: Some(options.timeout.unwrap_or(PATIENCE)), ..options.clone() };
+    let options = Options {
+        program: None,
+        only_looks: true,
+        timeout: Some(options.timeout.unwrap_or(PATIENCE)),
+        ..options.clone()
+    };
     let mut client = match Client::connect(&options).await {
         Ok(client) => client,
         Err(error) => {

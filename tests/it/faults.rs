@@ -18,7 +18,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::ground::{Daemon, Ground, Line, bind_private, has, is_root, skip_unless, text_of};
+use crate::ground::{Daemon, Ground, Line, bind_private, has, is_root, minted, put, skip_unless, text_of};
 use crate::tree::Inside;
 
 /// Every call by which our programs change what others can see. A question mark: not every architecture has it.
@@ -508,6 +508,44 @@ fn a_rotation_that_is_killed_at_any_step_leaves_its_session_a_token_that_works()
         });
         assert!(steps > 10, "{steps}");
     }
+}
+
+#[test]
+fn what_a_cut_off_rotation_left_is_tried_when_the_token_is_refused_and_only_the_doctor_leaves_it() {
+    let ground = Ground::new();
+    let _daemon = ground.serve();
+    let mut inside = Inside::begin(&ground, &["--bind", "uid", "--name", "turner"]);
+    let (id, before) = (inside.id(), inside.token());
+    let left = inside.token_file.with_file_name(".token-next");
+    // One that the daemon has never heard of is in nobody's way, and is not left for ever.
+    put(&left, &Token::generate().unwrap().reveal(), 0o600);
+    assert_eq!(inside.id(), id);
+    assert!(left.exists() && inside.token() == before);
+    assert_eq!(inside.tell("authsock token rotate --now").0, 0);
+    assert!(!left.exists() && inside.token() != before);
+    // One that it has, with the old one worth nothing any more.
+    let (next, verifier) = minted();
+    let params = json!({ "verifier": verifier, "grace_seconds": 0 });
+    let old = inside.token();
+    ask(&ground.init_socket(), &old, "session.rotate", &params);
+    put(&left, &next.reveal(), 0o600);
+    let (code, said) = inside.tell("authsock doctor");
+    assert!(left.exists() && inside.token() == old, "{code}: {said}");
+    // Another's file of that name is no token, and what is wider than 0600 is none either.
+    std::fs::set_permissions(&left, PermissionsExt::from_mode(0o644)).unwrap();
+    let (code, said) = inside.tell("authsock whoami");
+    assert!(code == 4 && said.contains("revoked"), "{code}: {said}");
+    std::fs::set_permissions(&left, PermissionsExt::from_mode(0o600)).unwrap();
+    assert_eq!(inside.id(), id);
+    assert!(!left.exists() && inside.token() == *next.reveal());
+    // While one is under way, another one says so; it ends with whoever began it.
+    let lock = "exec 9<\"${AUTHSOCK_TOKEN_FILE%/*}\"; flock -n 9; authsock token rotate 9<&-; code=$?; exec 9<&-; (exit $code)";
+    if !skip_unless(has("flock"), "flock is not installed") {
+        let (code, said) = inside.tell(lock);
+        assert!(code == 1 && said.contains("try again when that is done"), "{code}: {said}");
+    }
+    assert_eq!(inside.tell("authsock token rotate --now").0, 0);
+    assert_eq!(inside.id(), id);
 }
 
 #[test]
