@@ -59,8 +59,13 @@ pub struct Ground {
 
 impl Ground {
     pub fn new() -> Ground {
+        Ground::below(Path::new("/tmp"))
+    }
+
+    /// On another file system.
+    pub fn below(place: &Path) -> Ground {
         // A short path: sockets lie in it.
-        let dir = tempfile::Builder::new().prefix("as-").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new().prefix("as-").tempdir_in(place).unwrap();
         for part in ["run", "home"] {
             let path = dir.path().join(part);
             std::fs::create_dir(&path).unwrap();
