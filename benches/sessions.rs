@@ -46,10 +46,11 @@ fn main() {
     println!("| what | median | 99 % | worst |\n| --- | --- | --- | --- |");
     ends(place);
     let few = Populated::with(place, FEW);
-    let many = Populated::with(place, many);
+    let mut many = Populated::with(place, many);
     few.tell();
     many.tell();
     lookups(&few, &many);
+    many.restart();
     many.end();
 }
 
@@ -210,6 +211,20 @@ impl Populated {
         number("… what its file takes up, in bytes", each(grown(|weight| weight.blocks)));
     }
 
+    /// Has the daemon be killed, and another one follow.
+    fn restart(&mut self) {
+        let start = Instant::now();
+        self.daemon.child.kill().unwrap();
+        self.daemon.child.wait().unwrap();
+        self.daemon = Daemon::start(&self.ground, self.daemon.listener.try_clone().unwrap(), |_| {});
+        let took = start.elapsed().as_millis();
+        let mut line = Line::connect(&self.ground.init_socket());
+        line.plain(&self.owner);
+        let live = line.call("status", &json!({}))["result"]["sessions"].clone();
+        assert_eq!(live, self.sessions.len());
+        number(&format!("a daemon is killed among {live} sessions: the next one is ready, in ms"), took);
+    }
+
     /// Has the leader of all of them end.
     fn end(mut self) {
         let count = self.sessions.len();
@@ -267,6 +282,9 @@ fn ping_while(ground: &Ground, owner: &str, act: impl FnOnce()) -> Vec<Duration>
 /// Looks sessions up at random in both daemons, in turns, so that whatever else the machine does concerns both.
 fn lookups(few: &Populated, many: &Populated) {
     let both = [few, many];
+    // Which processor a daemon was on last would decide otherwise: waking another one that sleeps takes longer than all else.
+    let _pinned = both.map(|populated| Pinned::to_this_processor(populated.daemon.child.id()));
+    let _self = Pinned::to_this_processor(0);
     let mut gets = both.map(|populated| {
         let mut line = Line::connect(&populated.ground.init_socket());
         line.plain(&populated.owner);
@@ -309,6 +327,33 @@ fn lookups(few: &Populated, many: &Populated) {
         let many = row(&format!("{what}, among {} sessions", many.sessions.len()), &mut at_many);
         number("… ratio of the medians", format!("{:.2}", many.as_secs_f64() / few.as_secs_f64()));
     }
+}
+
+/// A process that stays on the processor that this one is on; 0 is this one.
+struct Pinned {
+    pid: u32,
+}
+
+impl Pinned {
+    fn to_this_processor(pid: u32) -> Pinned {
+        #[cfg(target_os = "linux")]
+        affinity(pid, &[nix::sched::sched_getcpu().unwrap()]);
+        Pinned { pid }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        #[cfg(target_os = "linux")]
+        affinity(self.pid, &(0..nix::sched::CpuSet::count()).collect::<Vec<_>>());
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn affinity(pid: u32, processors: &[usize]) {
+    let mut set = nix::sched::CpuSet::new();
+    processors.iter().for_each(|processor| set.set(*processor).unwrap());
+    nix::sched::sched_setaffinity(Pid::from_raw(pid.try_into().unwrap()), &set).unwrap();
 }
 
 /// What a daemon weighs.
