@@ -1,7 +1,10 @@
 //! Sessions outlive the daemon: restarts, crashes and take-overs, and what must not come to life again.
 
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -634,5 +637,139 @@ fn a_process_that_got_a_leader_s_pid_revives_no_session() {
     assert_eq!(said["ended"], ended, "{said}");
     for refusal in said["refusals"].as_array().unwrap() {
         assert!(refusal.as_str().unwrap().contains("revoked"), "{said}");
+    }
+}
+
+/// Many sessions, each with a leader and a program of its own. All of them read one pipe and end when that does; all write
+/// to one, which has an end when they have.
+struct Crowd {
+    runs: Vec<Child>,
+    /// Each one's token file, in the order of `runs`.
+    files: Vec<PathBuf>,
+    input: Option<PipeWriter>,
+    output: BufReader<PipeReader>,
+}
+
+impl Crowd {
+    /// So many begin at once.
+    const AT_ONCE: usize = 16;
+
+    fn begin(ground: &Ground, count: usize, options: impl Fn(usize) -> Vec<String>) -> Crowd {
+        let (for_them, input) = std::io::pipe().unwrap();
+        let (output, from_them) = std::io::pipe().unwrap();
+        let mut crowd =
+            Crowd { runs: Vec::new(), files: Vec::new(), input: Some(input), output: BufReader::new(output) };
+        crowd.files.resize(count, PathBuf::new());
+        for number in 0..count {
+            let mut run = ground.authsock(["run"]);
+            let script = format!("echo \"{number} $AUTHSOCK_TOKEN_FILE\"; exec cat");
+            run.args(options(number)).args(["--", "sh", "-c", &script]);
+            run.stdin(for_them.try_clone().unwrap()).stdout(from_them.try_clone().unwrap());
+            crowd.runs.push(run.spawn().unwrap());
+            if number >= Crowd::AT_ONCE {
+                crowd.hear();
+            }
+        }
+        drop(from_them);
+        (0..count.min(Crowd::AT_ONCE)).for_each(|_| crowd.hear());
+        crowd
+    }
+
+    /// Waits for one of them to say where its token lies.
+    fn hear(&mut self) {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        let (number, file) = line.trim_end().split_once(' ').unwrap();
+        self.files[number.parse::<usize>().unwrap()] = file.into();
+    }
+
+    fn token(&self, number: usize) -> String {
+        std::fs::read_to_string(&self.files[number]).unwrap()
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.input.take();
+        for run in &mut self.runs {
+            let _ = run.wait();
+        }
+        // Nor is any of those left whose `run` was killed.
+        let _ = std::io::copy(&mut self.output, &mut std::io::sink());
+    }
+}
+
+#[test]
+fn of_a_thousand_sessions_those_live_on_whose_leaders_did_while_the_daemon_was_killed() {
+    const ALL: usize = 1000;
+    let dies = |number: usize| number % 10 < 3;
+    let ground = Ground::new();
+    let daemon = ground.serve();
+    let mut crowd = Crowd::begin(&ground, ALL, |number| {
+        let (name, realm) = (format!("n{number}"), format!("realm-{}", number % 7));
+        ["--bind", "uid", "--name", &name, "--realm", &realm].map(ToOwned::to_owned).to_vec()
+    });
+    let before: Vec<(String, Value)> = (0..ALL)
+        .map(|number| {
+            let token = crowd.token(number);
+            let result = Line::connect(&ground.init_socket()).plain(&token);
+            assert_eq!(result["session"]["name"], format!("n{number}"), "{result}");
+            assert_eq!(result["session"]["realm"], format!("realm-{}", number % 7), "{result}");
+            (token, result["session"].clone())
+        })
+        .collect();
+    let listener = stop(daemon, Signal::SIGKILL);
+    for (_, run) in crowd.runs.iter_mut().enumerate().filter(|(number, _)| dies(*number)) {
+        run.kill().unwrap();
+        run.wait().unwrap();
+    }
+    let _daemon = Daemon::start(&ground, listener, |_| {});
+    let mut gone = Vec::new();
+    let mut alive = vec!["owner".to_owned()];
+    for (number, (token, session)) in before.iter().enumerate() {
+        let result = Line::connect(&ground.init_socket()).plain(token);
+        let id = session["id"].as_str().unwrap().to_owned();
+        if dies(number) {
+            assert_eq!(refusal(&result), "revoked");
+            gone.push(id);
+        } else {
+            assert_eq!(result["session"], *session, "{number}: not a word has changed");
+            alive.push(id);
+        }
+    }
+    assert_eq!((alive.len(), gone.len()), (701, 300));
+    let list = ground.json(["session", "list", "--all-realms"]);
+    let living = list["sessions"].as_array().unwrap().iter().map(|session| session["id"].as_str().unwrap());
+    assert_eq!(living.collect::<BTreeSet<_>>(), alive.iter().map(String::as_str).collect());
+    let gone: BTreeSet<_> = gone.into_iter().map(|id| (id, "leader_gone_while_stopped".to_owned())).collect();
+    assert_eq!(ended(&ground).into_iter().collect::<BTreeSet<_>>(), gone);
+}
+
+#[test]
+fn a_leader_costs_the_next_daemon_one_descriptor_however_many_sessions_it_has() {
+    const DESCRIPTORS: usize = 80;
+    const SESSIONS: usize = 3 * DESCRIPTORS;
+    let ground = Ground::new();
+    let few = |command: &mut Command| {
+        let script =
+            format!("ulimit -n {DESCRIPTORS}; LISTEN_PID=$$ exec '{}' serve", ground.binary.display());
+        command.env("INSTEAD", script);
+    };
+    let daemon = ground.serve_as(few);
+    let mut client = Line::connect(&ground.init_socket());
+    client.plain(&ground.token());
+    let mut tokens = Vec::new();
+    for _ in 0..SESSIONS {
+        let (token, verifier) = minted();
+        let params = json!({ "name": "one-of-many", "binding": "uid", "verifier": verifier });
+        let made = client.call("session.create", &params);
+        assert!(made["result"]["session"]["id"].is_string(), "{made}");
+        tokens.push(token);
+    }
+    let listener = stop(daemon, Signal::SIGKILL);
+    let daemon = Daemon::start(&ground, listener, few);
+    for token in &tokens {
+        let mut line = Line::connect(&ground.init_socket());
+        assert_eq!(line.plain(&token.reveal())["success"], true, "{}", daemon.stderr());
     }
 }
