@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::ground::{Daemon, Ground, Line, bind_private, has, is_root, minted, put, skip_unless, text_of};
 use crate::tree::Inside;
+use crate::users::{NEEDS_ROOT, as_user};
 
 /// Every call by which our programs change what others can see. A question mark: not every architecture has it.
 const CALLS: &str = "openat,?open,?mkdir,mkdirat,write,pwrite64,writev,sendto,sendmsg,fsync,fdatasync,ftruncate,\
@@ -143,6 +144,7 @@ fn with_watched<T: Send>(
     ground: &Ground,
     mut daemon: Daemon,
     watch: Watch,
+    start: &dyn Fn(&mut Command),
     act: impl FnOnce() -> T + Send,
 ) -> (T, Daemon, Seen) {
     enum Event {
@@ -172,7 +174,7 @@ fn with_watched<T: Send>(
                     "it did not end by itself: {}",
                     daemon.stderr()
                 );
-                let next = Daemon::start(ground, daemon.listener.try_clone().unwrap(), |_| {});
+                let next = Daemon::start(ground, daemon.listener.try_clone().unwrap(), start);
                 let done = acting.join().unwrap();
                 return (done, next, watch.end(true));
             }
@@ -182,7 +184,7 @@ fn with_watched<T: Send>(
         let was_killed = daemon.child.try_wait().unwrap().is_some();
         let _ = daemon.child.kill();
         daemon.child.wait().unwrap();
-        let next = Daemon::start(ground, daemon.listener.try_clone().unwrap(), |_| {});
+        let next = Daemon::start(ground, daemon.listener.try_clone().unwrap(), start);
         (done, next, Seen { was_killed, ..seen })
     })
 }
@@ -194,9 +196,20 @@ fn with_daemon<T: Send>(
     step: Option<&Step>,
     act: impl FnOnce() -> T + Send,
 ) -> (T, Seen) {
+    with_daemon_started(ground, daemon, step, &|_| {}, act)
+}
+
+/// The same, with a say in how the next one is run.
+fn with_daemon_started<T: Send>(
+    ground: &Ground,
+    daemon: &mut Option<Daemon>,
+    step: Option<&Step>,
+    start: &dyn Fn(&mut Command),
+    act: impl FnOnce() -> T + Send,
+) -> (T, Seen) {
     let before = daemon.take().unwrap();
     let watch = Watch::attach(ground, before.child.id(), step);
-    let (done, after, seen) = with_watched(ground, before, watch, act);
+    let (done, after, seen) = with_watched(ground, before, watch, start, act);
     *daemon = Some(after);
     (done, seen)
 }
@@ -312,7 +325,7 @@ fn a_first_activation_that_is_killed_at_any_step_leaves_what_the_next_one_comple
         word.write_all(b"go\n").unwrap();
         let first = ground.token_path();
         // Where the daemon ends between a proof and the answer, the client does not try again.
-        let (served, _daemon, seen) = with_watched(&ground, daemon, watch, || {
+        let (served, _daemon, seen) = with_watched(&ground, daemon, watch, &|_| {}, || {
             let output = ground.authsock(["whoami", "--json"]).output().unwrap();
             let words = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(output.status.success() || words.contains("closed the connection"), "{step:?}: {words}");
@@ -359,6 +372,71 @@ fn the_owner_s_rotation_that_is_killed_at_any_step_leaves_the_old_token_or_the_n
         seen
     });
     assert!(steps > 8, "{steps}");
+}
+
+/// The daemon of the whole machine, with a configuration and a state directory of this ground's.
+fn serve_all(ground: &Ground) -> impl Fn(&mut Command) {
+    let config = ground.root().join("system.toml");
+    let users: Vec<u32> = (FIRST_USER..FIRST_USER + 200).collect();
+    put(&config, &format!("[policy]\nusers = {users:?}\n"), 0o600);
+    let script = format!(
+        "LISTEN_PID=$$ exec '{}' --system --config '{}' serve",
+        ground.binary.display(),
+        config.display()
+    );
+    move |command| {
+        command.env("INSTEAD", &script);
+    }
+}
+
+/// Users who need no name.
+const FIRST_USER: u32 = 54_400;
+
+#[test]
+fn a_user_s_first_token_and_its_rotation_at_the_machine_s_daemon_are_whole_whenever_that_is_killed() {
+    if skip_without_strace() || skip_unless(is_root(), NEEDS_ROOT) {
+        return;
+    }
+    let ground = Ground::new();
+    let listener = bind_private(&ground.init_socket());
+    for (path, mode) in [(ground.root(), 0o755), (&ground.runtime(), 0o755), (&ground.init_socket(), 0o666)] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    let start = serve_all(&ground);
+    let mut daemon = Some(Daemon::start(&ground, listener, &start));
+    let socket = ground.init_socket();
+    let file = |uid: u32| ground.state().join(format!("users/{uid}/token"));
+    // It is made for who announces a proof, before the daemon challenges.
+    let come = |uid: u32| {
+        as_user(uid, || {
+            let mut line = Line::connect(&socket);
+            let (id, nonce) = ("0".repeat(16), "0".repeat(64));
+            line.send_json(&json!({ "type": "auth", "v": 1, "token_id": id, "nonce": nonce }));
+            line.receive()
+        })
+    };
+    let stands = |uid: u32, token: &str| as_user(uid, || standing(&ground, token));
+    let mut uid = FIRST_USER;
+    let first = at_every_step(|step| {
+        uid += 1;
+        let (_, seen) = with_daemon_started(&ground, &mut daemon, step, &start, || come(uid));
+        assert_eq!(come(uid).unwrap()["type"], "challenge", "{step:?}");
+        assert_eq!(stands(uid, &token_in(&file(uid))), Ok(format!("user-{uid}")), "{step:?}");
+        seen
+    });
+    let rotation = at_every_step(|step| {
+        let old = token_in(&file(uid));
+        let (answer, seen) = with_daemon_started(&ground, &mut daemon, step, &start, || {
+            as_user(uid, || ask(&socket, &old, "session.rotate", &json!({})))
+        });
+        let now = token_in(&file(uid));
+        assert_eq!(stands(uid, &now), Ok(format!("user-{uid}")), "{step:?}");
+        if let Some(answer) = answer {
+            assert_eq!(answer["result"]["token_id"], token_id(&now).as_str(), "{step:?}: {answer}");
+        }
+        seen
+    });
+    assert!(first > 10 && rotation > 10, "{first}, {rotation}");
 }
 
 #[test]

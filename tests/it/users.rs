@@ -19,10 +19,10 @@ const OWNER: u32 = 54_320;
 const STRANGER: u32 = 54_321;
 const NOBODY: u32 = 65_534;
 
-const NEEDS_ROOT: &str = "becoming other users needs root";
+pub const NEEDS_ROOT: &str = "becoming other users needs root";
 
 /// Does something as another user. The kernel keeps credentials per thread, and a connection gets its thread's.
-fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
+pub fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
             // SAFETY: system calls on numbers. libc's own wrappers would change every thread.
