@@ -16,7 +16,8 @@
 //! use authsock::gate::{self, Gate, Settings};
 //! use authsock::init::{self, Starter};
 //! use authsock::secret::{file, verifier::Verifier};
-//! use authsock::session::registry::{Limits, Registry};
+//! use authsock::session::limits::Limits;
+//! use authsock::session::registry::Registry;
 //! use authsock::kernel::dir::{Dir, own_uid};
 //!
 //! # async fn serve() -> Result<(), Box<dyn std::error::Error>> {

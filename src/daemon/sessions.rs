@@ -17,10 +17,12 @@ use crate::gate::{lock, now};
 use crate::kernel::process::{Identity, Process};
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
+use crate::session::limits::Limits;
 use crate::session::past::Ended;
 use crate::session::record::Record;
-use crate::session::registry::{Admitted, Change, Limits, Maker, NewSession, NotMade, Registry};
+use crate::session::registry::{Admitted, Registry};
 use crate::session::scope::Scopes;
+use crate::session::wish::{Change, Maker, NewSession, NotMade};
 use crate::session::{EndReason, Millis, Session, SessionId};
 
 /// Sessions that end for a reason of their own before others have their turn.

@@ -6,7 +6,7 @@ use crate::config::{Account, Config};
 use crate::gate::{Others, Settings};
 use crate::kernel::accounts;
 use crate::kernel::dir::own_uid;
-use crate::session::registry::Limits;
+use crate::session::limits::Limits;
 
 /// Descriptors that are kept for everything but connections.
 const DESCRIPTORS_RESERVED: usize = 64;

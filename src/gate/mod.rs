@@ -398,7 +398,7 @@ mod tests {
     use crate::kernel::dir::own_uid;
     use crate::secret::token::Token;
     use crate::secret::verifier::Verifier;
-    use crate::session::registry::Limits;
+    use crate::session::limits::Limits;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream as StdStream;
 

@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod leaders;
+pub mod limits;
 pub mod past;
 pub mod record;
 pub mod registry;
 pub mod scope;
+pub mod wish;
 
 use std::fmt;
 use std::path::PathBuf;

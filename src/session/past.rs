@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::registry::Limits;
+use super::limits::Limits;
 use super::{EndReason, Millis, Session, SessionId};
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;

@@ -1,216 +1,27 @@
-//! Every session there is: token id to session in O(1), who may come in with a token, who may end whom, and how many fit.
+//! Every session there is: token id to session in O(1), who may make, change and end whom, and how many fit.
 //!
-//! Pure but for the walk up the process tree, which the caller passes in. The daemon's own token is
-//! the first session, so there is one way to resolve a token.
+//! Pure. The daemon's own token is the first session, so there is one way to resolve a token.
+
+mod admit;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
 use std::sync::Arc;
 
+pub use admit::{Admitted, Comer, NotAdmitted, Visit};
+
 use super::leaders::Leaders;
+use super::limits::Limits;
 use super::past::{Ended, Past};
-use super::record::{Record, TooLong};
-use super::scope::{Scope, Scopes, TooManyScopes};
-use super::{Binding, EndReason, Millis, Name, Realm, Session, SessionId};
-use crate::kernel::is_exhausted;
+use super::record::Record;
+use super::scope::{Scope, Scopes};
+use super::wish::{Change, Maker, NewSession, NotMade, NotRestored};
+use super::{Binding, EndReason, Millis, Realm, Session, SessionId};
 use crate::kernel::process::Identity;
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
-use crate::wire::auth::Code;
 
 /// How long a rotated token may still connect, in milliseconds, unless asked otherwise.
 pub const ROTATION_GRACE: Millis = 60_000;
-
-/// How many sessions fit, and how long what has ended is remembered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Sessions in all; as many that ended are remembered.
-    pub sessions: usize,
-    /// Sessions of one user; as many that ended are remembered.
-    pub sessions_per_uid: usize,
-    /// Sessions within each other, those that stand for the owner or a user not counted.
-    pub session_depth: usize,
-    /// Sessions below one, at any depth; the owner and users have no such limit.
-    pub session_descendants: usize,
-    /// How long an ended session is remembered, in milliseconds: so long it can be listed, and its token is
-    /// told `revoked` or `expired` instead of `denied`.
-    pub ended_kept: Millis,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            sessions: 4096,
-            sessions_per_uid: 1024,
-            session_depth: 16,
-            session_descendants: 256,
-            ended_kept: 3_600_000,
-        }
-    }
-}
-
-/// What somebody asks for who wants a new session.
-#[derive(Debug)]
-pub struct NewSession {
-    /// Its name.
-    pub name: Name,
-    /// Its realm; the parent's if none is named.
-    pub realm: Option<Realm>,
-    /// What it shall be able to do; cut down to the parent's.
-    pub scopes: Vec<Scope>,
-    /// Where its token shall be good.
-    pub binding: Binding,
-    /// How long it lives at most.
-    pub ttl: Option<Millis>,
-    /// What verifies its token.
-    pub verifier: Verifier,
-}
-
-/// The kernel's facts on the process that asks; it becomes the leader.
-#[derive(Debug, Clone)]
-pub struct Maker {
-    /// Its user.
-    pub uid: u32,
-    /// Itself.
-    pub leader: Identity,
-    /// Its working directory.
-    pub cwd: Option<std::path::PathBuf>,
-}
-
-/// What somebody asks for who changes a session. What is not named stays.
-#[derive(Debug, Default)]
-pub struct Change {
-    /// Its name.
-    pub name: Option<Name>,
-    /// What it shall be able to do from now on.
-    pub scopes: Option<Vec<Scope>>,
-    /// How long it lives from now on.
-    pub ttl: Option<Millis>,
-}
-
-/// Why a session was not made, or not changed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotMade {
-    /// Only the owner, or a user's own session, chooses a realm.
-    #[error(
-        "realm {0}: only the session of the owner or of a user names a realm; this session's children are in its own"
-    )]
-    Realm(Realm),
-    /// A child is bound at least as tightly as its parent.
-    #[error("binding {0} is wider than the parent session's")]
-    Binding(Binding),
-    /// All places are taken.
-    #[error("limit sessions = {0} is reached; end some, or raise it in [limits]")]
-    Full(usize),
-    /// All of this user's places are taken.
-    #[error("limit sessions_per_uid = {0} is reached; end some, or raise it in [limits]")]
-    FullForUid(usize),
-    /// Sessions are within each other as deep as they may be.
-    #[error(
-        "limit session_depth = {0} is reached: this session is as many within each other; raise it in [limits]"
-    )]
-    TooDeep(usize),
-    /// One that it would be below has as many below it as it may have.
-    #[error(
-        "limit session_descendants = {0} is reached below session {1}; end some, or raise it in [limits]"
-    )]
-    TooManyBelow(usize, SessionId),
-    /// More scopes than a session has.
-    #[error(transparent)]
-    TooManyScopes(#[from] TooManyScopes),
-    /// A change takes away and never adds.
-    #[error("scope {0}: the session does not have it, and a change never widens one")]
-    Scope(Scope),
-    /// Nor does it put off the end.
-    #[error("the session would end later than it does, and a change never puts off its end")]
-    Expiry,
-    /// What stands for somebody is as the daemon made it.
-    #[error("session {0} stands for the owner or for a user, and does not change")]
-    StandsForSomebody(SessionId),
-    /// All places are taken by processes that lead, or led, sessions.
-    #[error(
-        "limit sessions = {0} is reached by processes that lead or led sessions and still run; let some end, or raise it in [limits]"
-    )]
-    FullOfLeaders(usize),
-    /// All of this user's places are.
-    #[error(
-        "limit sessions_per_uid = {0} is reached by processes that lead or led sessions and still run; let some end, or raise it in [limits]"
-    )]
-    FullOfLeadersForUid(usize),
-    /// Another session has this token.
-    #[error("another session has this token id; mint a new token")]
-    TokenTaken,
-    /// A rotated token only finishes what it began.
-    #[error("this connection's token was rotated; connect with the new one")]
-    Rotated,
-    /// The session is over.
-    #[error("the session that asks has ended")]
-    ParentEnded,
-    /// No id can be made.
-    #[error("the operating system gives no random bytes")]
-    NoRandomness,
-    /// What would not outlive the daemon is not promised.
-    #[error("the session cannot be recorded: {0}")]
-    NotKept(String),
-    /// Nor what would not be read back.
-    #[error(transparent)]
-    TooLong(#[from] TooLong),
-}
-
-/// Why a session that a record tells of does not live on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotRestored {
-    /// It has no parent to live below.
-    #[error("the session that it came from does not live")]
-    Orphan,
-    /// No session is made so, and a record makes none.
-    #[error("its record is wider than the session that it came from")]
-    Wider,
-    /// Another session has its id or a token of it.
-    #[error("another session has its id or its token")]
-    Taken,
-    /// All places are taken.
-    #[error("limit sessions = {0} is reached")]
-    Full(usize),
-    /// All of this user's places are taken.
-    #[error("limit sessions_per_uid = {0} is reached")]
-    FullForUid(usize),
-}
-
-/// Why a proven token is not let in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotAdmitted {
-    /// What the peer hears.
-    pub code: Code,
-    /// What the log says.
-    pub reason: String,
-    /// Whose token it was.
-    pub session: Option<SessionId>,
-}
-
-/// Looks at one process on the way up, given how many steps it is above the one that came, and says
-/// what follows; `None` goes on.
-pub type Visit<'a> = &'a mut dyn FnMut(usize, &Identity) -> Option<bool>;
-
-/// What the kernel says of the one who comes in with a token.
-pub struct Comer<'a> {
-    /// Its user.
-    pub uid: u32,
-    /// Walks from the process itself up to the top of the pid namespace, until a visit says
-    /// something; an error if the way cannot be known.
-    pub walk_up: &'a dyn Fn(Visit<'_>) -> io::Result<Option<bool>>,
-}
-
-/// A session let in with a token.
-#[derive(Debug, Clone)]
-pub struct Admitted {
-    /// The session.
-    pub session: Arc<Session>,
-    /// Whether the token was rotated away and only finishes its grace.
-    pub until: Option<Millis>,
-    /// The token it came in with.
-    pub token_id: TokenId,
-}
 
 #[derive(Debug)]
 struct Credential {
@@ -378,105 +189,6 @@ impl Registry {
     /// Whether a token still stands for a session, and when its grace ends if it was rotated.
     pub fn grace_of(&self, token_id: TokenId) -> Option<Option<Millis>> {
         self.credentials.get(&token_id).map(|credential| credential.until)
-    }
-
-    /// Lets somebody in whose token is proven, or says why not. The order of the checks: the token
-    /// stands for a living session; in time; of its user; bound to its process.
-    ///
-    /// # Errors
-    /// [`NotAdmitted`].
-    pub fn admit(&self, token_id: TokenId, comer: &Comer<'_>, now: Millis) -> Result<Admitted, NotAdmitted> {
-        let refuse = |code, session: Option<&SessionId>, reason: String| {
-            Err(NotAdmitted { code, reason, session: session.copied() })
-        };
-        let Some(credential) = self.credentials.get(&token_id) else {
-            return match self.past.token(token_id) {
-                Some(former) if former.reason == EndReason::Expired => {
-                    refuse(Code::Expired, Some(&former.session), "the session has expired".into())
-                }
-                Some(former) if self.sessions.contains_key(&former.session) => {
-                    let reason = "the token was rotated and its grace is over".into();
-                    refuse(Code::Revoked, Some(&former.session), reason)
-                }
-                Some(former) => {
-                    let reason = format!("the session has ended ({})", former.reason.as_str());
-                    refuse(Code::Revoked, Some(&former.session), reason)
-                }
-                None => refuse(Code::Denied, None, "the session was forgotten meanwhile".into()),
-            };
-        };
-        let Some(Living { session, .. }) = self.sessions.get(&credential.session) else {
-            return refuse(Code::Denied, None, "the token stands for no session".into());
-        };
-        let id = Some(&session.id);
-        if credential.until.is_some_and(|until| now >= until) {
-            return refuse(Code::Revoked, id, "the token was rotated and its grace is over".into());
-        }
-        if session.expires.is_some_and(|expires| now >= expires) {
-            return refuse(Code::Expired, id, "the session has expired".into());
-        }
-        // Root stands above users: the daemon's policy decided already whether it may come at all.
-        if session.uid != comer.uid && comer.uid != 0 {
-            let reason = format!("the session is of uid {}, the process of uid {}", session.uid, comer.uid);
-            return refuse(Code::Binding, id, reason);
-        }
-        let (bound, words) = if session.stands_for_somebody() {
-            let words = if session.is_owner() {
-                "the owner's token was used at or below a session's leader"
-            } else {
-                "the user's own token was used at or below a session's leader"
-            };
-            (self.is_outside(comer), words)
-        } else {
-            (
-                self.is_bound(session, comer),
-                "the process is neither the session's leader nor below it, or another leader is in between",
-            )
-        };
-        match bound {
-            Ok(true) => Ok(Admitted { session: session.clone(), until: credential.until, token_id }),
-            Ok(false) => refuse(Code::Binding, id, words.into()),
-            // That the process table cannot be read now says nothing of the process.
-            Err(error) if is_exhausted(&error) => {
-                refuse(Code::Busy, id, format!("the process's parents cannot be looked at now: {error}"))
-            }
-            Err(error) => refuse(Code::Binding, id, format!("{words}, or that cannot be known: {error}")),
-        }
-    }
-
-    /// Whether a process is at or below the session's leader, with no other leader on the way: below
-    /// one, another session's token is what counts, which may be narrower. A process that leads a
-    /// session itself is not bound by that one.
-    fn is_bound(&self, session: &Session, comer: &Comer<'_>) -> io::Result<bool> {
-        let leader = match (session.binding, &session.leader) {
-            (Binding::Uid, _) => return Ok(true),
-            (Binding::Tree, Some(leader)) => leader,
-            (Binding::Tree, None) => return Ok(false),
-        };
-        let found = (comer.walk_up)(&mut |step, process| {
-            if process.is_same(leader) {
-                return Some(true);
-            }
-            (step > 0 && self.leaders.contains(process)).then_some(false)
-        });
-        Ok(found?.unwrap_or(false))
-    }
-
-    /// Who runs inside a session must not be the owner, although it can read the owner's file.
-    fn is_outside(&self, comer: &Comer<'_>) -> io::Result<bool> {
-        // Where the platform cannot walk up (macOS), no session is bound to a tree either.
-        if self.leaders.is_empty() || !cfg!(target_os = "linux") {
-            return Ok(true);
-        }
-        let mut top = 0;
-        let found = (comer.walk_up)(&mut |_, process| {
-            top = process.pid.0;
-            self.leaders.contains(process).then_some(false)
-        });
-        // A way up that does not end at process 1 ended at a process that was moved into our pid
-        // namespace: what is above it cannot be seen, and may be a leader that cannot be either.
-        const INIT: u32 = 1;
-        Ok(found?.unwrap_or(top == INIT || !self.leaders.has_unseen()))
     }
 
     /// Makes a session below the one that asks. Says too whether its leader is a new one: then it must

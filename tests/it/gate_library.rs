@@ -6,7 +6,8 @@ use authsock::config::Config;
 use authsock::gate::{self, Gate, Settings};
 use authsock::kernel::dir::{Dir, own_uid};
 use authsock::secret::{file, verifier::Verifier};
-use authsock::session::registry::{Limits, Registry};
+use authsock::session::limits::Limits;
+use authsock::session::registry::Registry;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::ground::{Ground, Line, bind_private, refusal};

@@ -4,6 +4,7 @@
 use super::*;
 use crate::kernel::process::Pid;
 use crate::secret::token::Token;
+use crate::wire::auth::Code;
 
 /// Two users of a system daemon, each with a session below the own one.
 #[test]
@@ -203,7 +204,7 @@ fn when_the_tree_cannot_be_walked_nobody_is_let_in_on_it() {
     let (mut registry, owner) = fixture();
     let asker = come(&registry, owner, UID, &[5, 1]).unwrap();
     let (session, _) = registry.create(&asker, maker(5), ask("a"), NOW).unwrap();
-    let comer = Comer { uid: UID, walk_up: &|_| Err(io::Error::other("no /proc")) };
+    let comer = Comer { uid: UID, walk_up: &|_| Err(std::io::Error::other("no /proc")) };
     assert_eq!(code(registry.admit(session.token_id, &comer, NOW)), Code::Binding);
     assert_eq!(code(registry.admit(owner, &comer, NOW)), Code::Binding);
 }
