@@ -156,6 +156,8 @@ fn keep_until_end(
     mut beside: Option<Beside<'_>>,
 ) -> io::Result<ExitStatus> {
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(|_| Errno::ESRCH)?);
+    // Whether it may be about to stop by what it got from us.
+    let mut is_stopping = false;
     loop {
         if let Some(status) = reap(pid)? {
             return Ok(status);
@@ -164,15 +166,20 @@ fn keep_until_end(
             stop_as_well(pid, how)?;
         }
         let (signal, is_passed_on) = arrivals.next(pid, beside.as_mut())?;
-        // It may have ended already; the next turn sees that.
-        let _ = match signal {
-            Signal::SIGCHLD => Ok(()),
-            // A shell continues all of a job, others may mean us alone.
-            Signal::SIGCONT if stopped_by(pid).is_none() => Ok(()),
-            Signal::SIGCONT => kill(pid, signal),
-            _ if is_passed_on => kill(pid, signal),
-            _ => Ok(()),
-        };
+        // A shell continues all of a job, others may mean us alone; and it may have been sent between what we
+        // took and what we passed on. What came to stop the job since then is newer.
+        let is_to_go_on = signal == Signal::SIGCONT
+            && (is_stopping || stopped_by(pid).is_some())
+            && !STOPS.into_iter().any(is_waiting);
+        if is_to_go_on || (is_passed_on && PASSED_ON.contains(&signal)) {
+            // It may have ended already; the next turn sees that.
+            let _ = kill(pid, signal);
+        }
+        match signal {
+            Signal::SIGTSTP => is_stopping |= is_passed_on,
+            Signal::SIGCONT => is_stopping = false,
+            _ => {}
+        }
     }
 }
 

@@ -325,6 +325,46 @@ fn a_confined_program_is_its_session_to_the_daemon_and_so_is_what_it_leaves_behi
 }
 
 #[test]
+fn what_is_started_in_a_confined_session_is_in_it_or_is_not_started() {
+    if !may_confine() {
+        return;
+    }
+    let (ground, _daemon) = served();
+    let mut inside = confined(&ground, &["--name", "kept"]);
+    let id = inside.id();
+    let mut in_it = Vec::new();
+    if !skip_unless(!is_root(), "root gets no further namespace with a number of its own") {
+        in_it.push(("a pid namespace", "unshare -U -r -p -f sh -c 'authsock whoami --json; exit $?'"));
+        if !skip_unless(has("bwrap"), "bubblewrap is not installed") {
+            in_it
+                .push(("a container", "bwrap --ro-bind / / --dev /dev --unshare-pid authsock whoami --json"));
+        }
+    }
+    for (name, command) in in_it {
+        assert_eq!(inside.json(command)["session"]["id"], id.as_str(), "{name}");
+    }
+    if !skip_unless(has("tmux"), "tmux is not installed") {
+        // The word comes by a pipe of the terminal's own.
+        let said = ground.root().join("said");
+        nix::unistd::mkfifo(&said, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let said = path(&said);
+        let (code, words) = inside.tell(&format!(
+            "export TMUX_TMPDIR=\"$XDG_RUNTIME_DIR\"; tmux -f /dev/null new-session -d \"authsock whoami --json >{said} 2>&1\"; cat {said}; tmux kill-server 2>/dev/null; true"
+        ));
+        let who: serde_json::Value = serde_json::from_str(&words).unwrap_or_else(|_| panic!("{words}"));
+        assert_eq!((code, who["session"]["id"].as_str()), (0, Some(id.as_str())), "a tmux server of its own");
+    }
+    if !skip_unless(has("sudo"), "sudo is not installed") {
+        assert_ne!(inside.tell("sudo -n true").0, 0, "set-user-ID has no effect");
+    }
+    if !skip_unless(has("systemd-run"), "systemd-run is not installed") {
+        assert_ne!(inside.tell("systemd-run --user true").0, 0, "there is no bus");
+        assert_ne!(inside.tell("systemd-run --user --scope true").0, 0, "there is no bus");
+    }
+    assert_ne!(inside.tell("nsenter -t $PPID -p true").0, 0, "the leader's namespaces are out of reach");
+}
+
+#[test]
 fn sessions_nest_in_a_confined_one_and_each_sees_its_own_token_alone() {
     if !may_confine() {
         return;

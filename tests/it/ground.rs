@@ -190,6 +190,14 @@ pub fn put(path: &Path, text: &str, mode: u32) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
+/// Makes a program out of what a shell prints. A file that this process itself had open for writing could not be
+/// executed for as long as a child, just forked by another test, still held it too (execve(2), ETXTBSY).
+pub fn make_program(path: &Path, print: &str, argument: &str) {
+    let script = format!("({print}) >\"$1\" && chmod 755 \"$1\"");
+    let made = Command::new("sh").args(["-c", &script, "sh"]).arg(path).arg(argument).status();
+    assert!(made.unwrap().success(), "{}", path.display());
+}
+
 /// A listening socket of mode 0600.
 pub fn bind_private(path: &Path) -> UnixListener {
     let listener = UnixListener::bind(path).unwrap();

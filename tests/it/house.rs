@@ -211,11 +211,13 @@ fn nothing_is_left_for_later_in_the_source() {
 }
 
 #[test]
-fn every_test_that_the_security_page_names_exists() {
-    let page = std::fs::read_to_string(root().join("docs/security.md")).unwrap();
+fn every_test_that_the_pages_on_security_and_sessions_name_exists() {
+    let read = |page: &str| std::fs::read_to_string(root().join(page)).unwrap();
+    let page = read("docs/security.md");
+    let both = page.clone() + &read("docs/sessions.md");
     let mut texts = std::collections::HashMap::new();
     let mut named = 0;
-    for row in page.lines().filter(|line| line.starts_with("| ")) {
+    for row in both.lines().filter(|line| line.starts_with("| ")) {
         for test in row.split('`').skip(1).step_by(2).filter(|code| code.contains("::") && code.len() > 25) {
             let (module, name) = test.rsplit_once("::").unwrap();
             let path = match module.strip_suffix("::tests") {

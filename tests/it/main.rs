@@ -46,3 +46,5 @@ mod tree;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod users;
 mod vectors;
+#[cfg(target_os = "linux")] // namespaces, cron
+mod ways;

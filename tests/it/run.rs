@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::ground::{Daemon, Ground, PATIENCE, has, pass_as, put, skip_unless, text_of};
+use crate::ground::{Daemon, Ground, PATIENCE, has, make_program, pass_as, skip_unless, text_of};
 use crate::terminal::{CTRL_C, CTRL_D, CTRL_Z, Terminal};
 
 fn served() -> (Ground, Daemon) {
@@ -257,6 +257,11 @@ fn a_core_that_was_written_does_not_change_the_status() {
 
 // --- stopping and going on, without a terminal --------------------------------------------------
 
+/// Tells its pid and goes on to the end of its input. A shell's `read` may give up at a signal that it catches, and
+/// its `wait` can be asked again; what it waits for is stopped by no terminal.
+const WAIT: &str = "exec 3<&0; sh -c \"trap '' TSTP; echo $$; exec cat >/dev/null\" <&3 & child=$!; \
+    while kill -0 $child 2>/dev/null; do wait $child; done";
+
 /// What becomes of a child of ours that may stop.
 #[derive(Debug, PartialEq)]
 enum Turn {
@@ -410,13 +415,10 @@ fn state_of(_: Pid) -> char {
 #[test]
 fn run_alone_is_told_to_stop_and_its_command_stops_first() {
     let (ground, _daemon) = served();
-    // The wait is what a signal interrupts; the end of input ends it.
-    let script = r#"
-trap 'echo on the way; trap - TSTP; kill -TSTP $$; echo back' TSTP
-exec 3<&0; cat <&3 >/dev/null & child=$!
-echo ready; while kill -0 $child 2>/dev/null; do wait $child; done; exit 8"#;
-    let mut job = Job::begin(&ground, script);
-    assert_eq!(job.line(), "ready");
+    let script =
+        format!("trap 'echo on the way; trap - TSTP; kill -TSTP $$; echo back' TSTP; {WAIT}; exit 8");
+    let mut job = Job::begin(&ground, &script);
+    job.line();
     kill(job.pid, Signal::SIGTSTP).unwrap();
     // It sets things in order first, and is not cut off from its terminal in between.
     assert_eq!(job.line(), "on the way");
@@ -430,12 +432,8 @@ echo ready; while kill -0 $child 2>/dev/null; do wait $child; done; exit 8"#;
 #[test]
 fn a_command_that_does_not_mean_to_stop_keeps_run_going() {
     let (ground, _daemon) = served();
-    let script = r#"
-trap 'echo not now' TSTP
-exec 3<&0; (trap '' TSTP; exec cat) <&3 >/dev/null & child=$!
-echo ready; while kill -0 $child 2>/dev/null; do wait $child; done; exit 9"#;
-    let mut job = Job::begin(&ground, script);
-    assert_eq!(job.line(), "ready");
+    let mut job = Job::begin(&ground, &format!("trap 'echo not now' TSTP; {WAIT}; exit 9"));
+    job.line();
     killpg(job.pid, Signal::SIGTSTP).unwrap();
     assert_eq!(job.line(), "not now");
     job.stdin.take();
@@ -446,7 +444,7 @@ echo ready; while kill -0 $child 2>/dev/null; do wait $child; done; exit 9"#;
 #[cfg(target_os = "linux")] // /proc
 fn a_command_that_somebody_halts_alone_does_not_halt_run() {
     let (ground, _daemon) = served();
-    let mut job = Job::begin(&ground, "trap 'echo heard' USR1; echo $$; read x; exit 10");
+    let mut job = Job::begin(&ground, &format!("trap 'echo heard' USR1; {WAIT}; exit 10"));
     let command = Pid::from_raw(job.line().parse().unwrap());
     kill(command, Signal::SIGSTOP).unwrap();
     let end = std::time::Instant::now() + PATIENCE;
@@ -467,8 +465,8 @@ fn a_command_that_somebody_halts_alone_does_not_halt_run() {
     });
     assert_eq!(state_of(job.pid), 'S');
     kill(command, Signal::SIGCONT).unwrap();
-    job.stdin.as_mut().unwrap().write_all(b"x\n").unwrap();
     assert_eq!(job.line(), "heard");
+    job.stdin.take();
     assert_eq!(job.turn(), Turn::Ended(10));
 }
 
@@ -491,11 +489,8 @@ fn where_no_shell_could_continue_it_nothing_stops() {
 fn shell(ground: &Ground, words: &[&str]) -> Terminal {
     let bin = ground.root().join("bin");
     std::fs::create_dir_all(&bin).unwrap();
-    put(
-        &bin.join("in-session"),
-        &format!("#!/bin/sh\nexec '{}' run -- \"$@\"\n", ground.binary.display()),
-        0o755,
-    );
+    let binary = ground.binary.to_str().unwrap();
+    make_program(&bin.join("in-session"), "printf '#!/bin/sh\nexec \"%s\" run -- \"$@\"\n' \"$2\"", binary);
     let mut command = ground.command(words[0]);
     command.args(&words[1..]).env("PS1", "ready> ").env("ENV", "").env("LC_ALL", "C");
     let path = std::env::var("PATH").unwrap();
@@ -505,6 +500,19 @@ fn shell(ground: &Ground, words: &[&str]) -> Terminal {
 
 /// What a command at a terminal does in these tests: it says that it is there, and repeats what it is told.
 const REPEAT: &str = "sh -c 'echo up-$((40 + 2)); while read x; do echo \"<$x>\"; done; exit 3'";
+
+/// Asks the shell for its jobs until it says that one has stopped.
+fn wait_until_stopped(at: &mut Terminal) {
+    let end = std::time::Instant::now() + PATIENCE;
+    loop {
+        at.say("jobs; echo li''sted");
+        let jobs = at.wait_for("listed").to_lowercase();
+        if jobs.contains("stopped") || jobs.contains("suspended") {
+            return;
+        }
+        assert!(std::time::Instant::now() < end, "{jobs}");
+    }
+}
 
 /// Goes through all that a person does with a job.
 fn at_a_shell(words: &[&str], status: &str) {
@@ -516,16 +524,11 @@ fn at_a_shell(words: &[&str], status: &str) {
     at.say("echo sta''rt");
     at.wait_for("start");
     at.wait_for("ready> ");
-    let assert_stopped = |jobs: &str| {
-        let jobs = jobs.to_lowercase();
-        assert!(jobs.contains("stopped") || jobs.contains("suspended"), "{words:?}: {jobs}");
-    };
     at.say(&format!("in-session {REPEAT}"));
     at.wait_for("up-42");
     at.press(CTRL_Z);
     at.wait_for("ready> ");
-    at.say("jobs; echo li''sted");
-    assert_stopped(&at.wait_for("listed"));
+    wait_until_stopped(&mut at);
     at.say("fg");
     at.say("word");
     at.wait_for("<word>");
@@ -534,8 +537,7 @@ fn at_a_shell(words: &[&str], status: &str) {
     // Behind, it may not read, and stops again.
     at.say("bg; echo beh''ind");
     at.wait_for("behind");
-    at.say("wait; jobs; echo li''sted");
-    assert_stopped(&at.wait_for("listed"));
+    wait_until_stopped(&mut at);
     at.say("fg");
     at.say("again");
     at.wait_for("<again>");
@@ -544,8 +546,7 @@ fn at_a_shell(words: &[&str], status: &str) {
     // One that is behind from the beginning, and reads.
     at.say(&format!("in-session {REPEAT} &"));
     at.wait_for("up-42");
-    at.say("wait; jobs; echo li''sted");
-    assert_stopped(&at.wait_for("listed"));
+    wait_until_stopped(&mut at);
     at.say("fg");
     at.say("third");
     at.wait_for("<third>");

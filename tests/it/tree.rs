@@ -81,7 +81,13 @@ impl Inside {
         std::fs::read_to_string(&self.token_file).unwrap()
     }
 
-    /// Lets the program come to its own end.
+    /// Lets the program come to its own end, by the end of its input.
+    pub fn close(&mut self) {
+        self.stdin.take();
+        self.run.wait().unwrap();
+    }
+
+    /// Lets the program come to its own end; returns how it ended.
     pub fn end(mut self) -> i32 {
         self.stdin.take();
         self.run.wait().unwrap().code().unwrap()

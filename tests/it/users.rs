@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::ground::{
-    AUTHSOCK, Daemon, Ground, Line, bind_private, is_root, put, refusal, skip_unless, text_of,
+    AUTHSOCK, Daemon, Ground, Line, bind_private, is_root, make_program, put, refusal, skip_unless, text_of,
 };
 
 /// A user whose daemon it is, one who has no business there, and whom the kernel puts for those without a number.
@@ -48,14 +48,6 @@ fn open_all_doors(ground: &Ground) {
         mode(dir, 0o755);
     }
     mode(&ground.init_socket(), 0o666);
-}
-
-/// Makes a program out of what a shell prints. A file that this process itself had open for writing could not be
-/// executed for as long as a child, just forked by another test, still held it too (execve(2), ETXTBSY).
-fn make_program(path: &Path, print: &str, argument: &str) {
-    let script = format!("({print}) >\"$1\" && chmod 755 \"$1\"");
-    let made = Command::new("sh").args(["-c", &script, "sh"]).arg(path).arg(argument).status();
-    assert!(made.unwrap().success(), "{}", path.display());
 }
 
 /// A ground that belongs to another user, with a binary that this user can reach.

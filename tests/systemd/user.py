@@ -615,6 +615,27 @@ def _():
     assert ended[0]["AUTHSOCK_REASON"], "no reason"
 
 
+@check("what systemd-run starts from a session is outside of it as a service, and inside as a scope")
+def _():
+    serving()
+    token()
+    # The session's token and the owner's, each with what came of it.
+    probe = f'for token in "$1" {TOKEN}; do AUTHSOCK_TOKEN=$(cat "$token") authsock --socket {SOCKET} whoami 2>&1 | tr "\\n" " "; echo; done'
+    inside = f"""
+probe() {{ env -u AUTHSOCK_TOKEN_FILE -u AUTHSOCK_SOCKET "$@" sh -c '{probe}' probe "$token"; }}
+token=$AUTHSOCK_TOKEN_FILE
+probe systemd-run --user --quiet --collect --wait --pipe
+probe systemd-run --user --quiet --collect --scope
+systemd-run --user --quiet --collect --wait --pipe authsock whoami --json | tr -d '\\n'; echo
+"""
+    done = run("as-tester", "authsock", "run", "--name", "starting", "--", "sh", "-c", inside)
+    same(done.returncode, 0, done.stderr)
+    lines = done.stdout.splitlines()
+    same(len(lines), 5, f"answers: {done.stdout} {done.stderr}")
+    for found, wanted in zip(lines, ("refused: binding", "(owner)", "starting", "refused: binding", '"owner"')):
+        assert wanted in found, f"{found!r} without {wanted!r}: {lines}"
+
+
 @check("a session's program notices nothing of a restart, a kill and a restart of the socket unit")
 def _():
     serving()
