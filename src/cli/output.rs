@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use serde_json::{Value, json};
+use unicode_width::UnicodeWidthStr;
 
 use crate::gate::now;
 use crate::wire::text::{is_deceptive, printable};
@@ -79,20 +80,11 @@ impl Output {
     pub(super) fn table(&self, heading: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
         let rows: Vec<Vec<String>> =
             rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
-        let widths: Vec<usize> = (0..heading.len())
-            .map(|column| {
-                let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-                cells.chain([heading[column].len()]).max().unwrap_or(0)
-            })
-            .collect();
-        let line = |cells: &mut dyn Iterator<Item = &str>| {
-            let padded: Vec<String> =
-                cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width)).collect();
-            padded.join("  ").trim_end().to_owned()
-        };
-        let mut text = format!("{}\n", self.bold(&line(&mut heading.iter().copied())));
-        for row in &rows {
-            text.push_str(&line(&mut row.iter().map(String::as_str)));
+        let lines = aligned(heading, &rows);
+        let (first, rest) = lines.split_first().map_or(("", &[][..]), |(first, rest)| (first, rest));
+        let mut text = format!("{}\n", self.bold(first));
+        for line in rest {
+            text.push_str(line);
             text.push('\n');
         }
         self.print(&text)
@@ -128,6 +120,25 @@ impl Output {
     }
 }
 
+/// The lines of a table, columns below each other: a character may take two places on a terminal, or none.
+fn aligned(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    let widths: Vec<usize> = (0..heading.len())
+        .map(|column| {
+            let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.width());
+            cells.chain([heading[column].width()]).max().unwrap_or(0)
+        })
+        .collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell}{}", " ".repeat(width.saturating_sub(cell.width()))))
+            .collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let first = line(&mut heading.iter().copied());
+    std::iter::once(first).chain(rows.iter().map(|row| line(&mut row.iter().map(String::as_str)))).collect()
+}
+
 /// A field of a result as text; `-` if it is missing.
 pub(super) fn text(value: &Value) -> String {
     match value {
@@ -158,5 +169,22 @@ pub(super) fn span(seconds: u64) -> String {
         120..=7199 => format!("{} min", seconds / 60),
         7200..=172_799 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_below_each_other_whatever_is_in_them() {
+        let names = ["plain", "漢字", "e\u{301}te\u{301}", "👍", &"e\u{301}".repeat(21)];
+        let rows: Vec<Vec<String>> =
+            names.iter().map(|name| vec![(*name).to_owned(), "|".to_owned()]).collect();
+        let lines = aligned(&["NAME", "X"], &rows);
+        let places: Vec<usize> =
+            lines[1..].iter().map(|line| line.split('|').next().unwrap().width()).collect();
+        assert_eq!(places, [23; 5], "{lines:#?}");
+        assert_eq!(lines[0].width(), 24);
     }
 }

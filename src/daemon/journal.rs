@@ -31,7 +31,7 @@ impl SessionLog {
             authsock_peer_pid = leader,
             "session {} ({}) began, led by process {leader}",
             session.id,
-            session.name,
+            session.name.in_brackets(),
         );
     }
 
@@ -61,7 +61,7 @@ impl SessionLog {
                 authsock_session = session.id.as_str(),
                 "session {} ({}) has a new token; the old one connects for {} s more",
                 session.id,
-                session.name,
+                session.name.in_brackets(),
                 grace / 1000
             );
         }
@@ -89,7 +89,7 @@ pub(super) fn log_end(session: &Session, reason: EndReason) {
         authsock_reason = reason.as_str(),
         "session {} ({}) ended: {}",
         session.id,
-        session.name,
+        session.name.in_brackets(),
         reason.as_str()
     );
 }

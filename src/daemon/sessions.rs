@@ -304,7 +304,7 @@ fn not_kept(session: &Session, error: NotKept) -> NotMade {
         authsock_session = session.id.as_str(),
         "session {} ({}) cannot be recorded: {error}",
         session.id,
-        session.name
+        session.name.in_brackets()
     );
     NotMade::NotKept(error.to_string())
 }

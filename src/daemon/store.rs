@@ -336,7 +336,7 @@ impl Restoring<'_> {
                         authsock_session = session.id.as_str(),
                         "session {} ({}) cannot live on: {error}",
                         session.id,
-                        session.name
+                        session.name.in_brackets()
                     );
                     EndReason::Revoked
                 }

@@ -107,7 +107,7 @@ pub(super) async fn converse(
                 peer.pid,
                 peer.uid,
                 session.id,
-                session.name
+                session.name.in_brackets()
             );
             let brief = SessionBrief {
                 id: session.id.to_string(),

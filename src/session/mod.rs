@@ -9,9 +9,12 @@ pub mod registry;
 pub mod scope;
 pub mod wish;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use unicode_width::UnicodeWidthChar;
 
 use crate::kernel::process::Identity;
 use crate::secret::random::{self, NoRandomness};
@@ -119,14 +122,15 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// A name that people gave: 1 to 64 bytes, nothing that could confuse a terminal or a log.
+/// A name that people gave: 1 to 64 bytes, nothing that could confuse a terminal or a log, nor change what is
+/// shown before it, as a mark does that is set on another character.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
 
 /// A text that is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not a name: expected 1 to {NAME_MAX} bytes without control characters, not beginning or ending in a space"
+    "not a name: expected 1 to {NAME_MAX} bytes without characters that control or that nobody sees, not beginning or ending in a space, nor beginning with a mark that is set on another character"
 )]
 pub struct NotAName;
 
@@ -134,8 +138,10 @@ impl FromStr for Name {
     type Err = NotAName;
 
     fn from_str(text: &str) -> Result<Name, NotAName> {
-        let good =
-            (1..=NAME_MAX).contains(&text.len()) && !text.chars().any(is_deceptive) && text.trim() == text;
+        let good = (1..=NAME_MAX).contains(&text.len())
+            && !text.chars().any(is_deceptive)
+            && text.trim() == text
+            && text.chars().next().and_then(UnicodeWidthChar::width) != Some(0);
         if good { Ok(Name(text.to_owned())) } else { Err(NotAName) }
     }
 }
@@ -144,6 +150,16 @@ impl Name {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name as it stands between brackets in a line for people: in quotes where it could be taken for the
+    /// closing bracket and what follows.
+    pub fn in_brackets(&self) -> Cow<'_, str> {
+        if self.0.contains(['(', ')', '"', '\\']) {
+            Cow::Owned(format!("{:?}", self.0))
+        } else {
+            Cow::Borrowed(&self.0)
+        }
     }
 }
 
@@ -330,7 +346,15 @@ mod tests {
     fn names_at_the_edge() {
         assert!("n".repeat(NAME_MAX).parse::<Name>().is_ok());
         assert!("n".repeat(NAME_MAX + 1).parse::<Name>().is_err());
-        assert!("a name, with ünïcode".parse::<Name>().is_ok());
+        for good in ["a name, with ünïcode", "漢字", "עברית", "👍🏽", "e\u{301}", "x) ended: y (", "%s"]
+        {
+            assert!(good.parse::<Name>().is_ok(), "{good:?}");
+        }
+        let marks =
+            ["\u{301}x", "\u{20dd}", "\u{1161}", "\u{1d173}x", "\u{1bca0}x", "\u{13430}x", "a\u{200d}b"];
+        for bad in marks {
+            assert!(bad.parse::<Name>().is_err(), "{bad:?}");
+        }
         for bad in ["", " a", "a ", "a\nb", "a\u{1b}[31m", "a\0", "a\u{202e}b", "a\u{200b}"] {
             assert!(bad.parse::<Name>().is_err(), "{bad:?}");
         }
@@ -338,5 +362,13 @@ mod tests {
         for bad in ["", "a b", "a/b", "ü", &"r".repeat(NAME_MAX + 1)] {
             assert!(bad.parse::<Realm>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_could_end_its_brackets_is_quoted_in_them() {
+        let told = |text: &str| text.parse::<Name>().unwrap().in_brackets().into_owned();
+        assert_eq!(told("plain 漢字"), "plain 漢字");
+        assert_eq!(told("x) ended: y ("), r#""x) ended: y (""#);
+        assert_eq!(told(r#"a" (b\"#), r#""a\" (b\\""#);
     }
 }

@@ -1,7 +1,8 @@
 //! Text of strangers that people will see: which characters could steer a terminal, or make one name look like another.
 
 /// Whether a character is shown as nothing, or changes how its neighbours are shown: controls,
-/// bidirectional controls, fillers, tags (Unicode's Default_Ignorable_Code_Point, and what looks blank).
+/// bidirectional controls, fillers, tags (Unicode's Default_Ignorable_Code_Point, what joins hieroglyphs, and what
+/// looks blank).
 pub fn is_deceptive(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -9,7 +10,8 @@ pub fn is_deceptive(character: char) -> bool {
             '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
                 | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
                 | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
-                | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}'
+                | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{13430}'..='\u{13440}' | '\u{1bca0}'..='\u{1bca3}'
+                | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}'
         )
 }
 

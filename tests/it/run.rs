@@ -202,6 +202,17 @@ fn standard_input_and_output_are_the_command_s_alone() {
     assert_eq!(job.turn(), Turn::Ended(3), "it had not ended");
 }
 
+#[test]
+fn a_session_s_name_does_not_pose_as_the_log_s_own_words() {
+    let (ground, daemon) = served();
+    let name = "x) ended: revoked (";
+    let status = ground.authsock(["run", "--name", name, "--", "true"]).status().unwrap();
+    assert!(status.success());
+    let line = daemon.wait_for_log("ended: leader_exited");
+    assert!(line.contains(r#"("x) ended: revoked (") ended: leader_exited"#), "{line}");
+    assert!(!daemon.stderr().contains("(x) ended"), "{}", daemon.stderr());
+}
+
 // --- how it ended -------------------------------------------------------------------------------
 
 #[test]
