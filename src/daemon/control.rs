@@ -139,7 +139,7 @@ pub(super) fn answer(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value
         caller.peer.pid,
         caller.peer.uid,
         caller.session.id,
-        caller.session.name
+        caller.session.name.in_brackets()
     );
     result
 }

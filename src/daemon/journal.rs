@@ -47,9 +47,9 @@ impl SessionLog {
                 authsock_event = "session_changed",
                 authsock_session = session.id.as_str(),
                 authsock_peer_uid = session.uid,
-                "session {} was changed, and is called {} now",
+                "session {} ({}) was changed",
                 session.id,
-                session.name
+                session.name.in_brackets()
             );
         }
     }
