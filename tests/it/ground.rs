@@ -276,6 +276,11 @@ impl Daemon {
         }
     }
 
+    /// Where it tells how it does.
+    pub fn notify_path(&self) -> PathBuf {
+        self.notify.local_addr().unwrap().as_pathname().unwrap().to_path_buf()
+    }
+
     /// What the daemon has logged so far.
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(&self.stderr).unwrap_or_default()

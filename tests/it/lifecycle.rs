@@ -1,5 +1,7 @@
 //! A daemon's life as its service manager sees it: ready, status, reload, watchdog, drain, idle exit, and being broken and mended.
 
+#[cfg(target_os = "linux")]
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -18,6 +20,26 @@ fn ready_is_said_once_it_serves_and_the_status_counts() {
     daemon.wait_for("STATUS=serving: 1 connection, 0 sessions");
     drop(client);
     daemon.wait_for("STATUS=serving: 0 connections, 0 sessions");
+}
+
+#[test]
+#[cfg(target_os = "linux")] // sd_notify(3)
+fn a_service_manager_that_does_not_listen_holds_nobody_up_and_hears_the_latest_when_it_does() {
+    let ground = Ground::new();
+    let daemon = ground.serve();
+    // As many words as the kernel keeps for who does not read them.
+    let noise = UnixDatagram::unbound().unwrap();
+    noise.set_nonblocking(true).unwrap();
+    while noise.send_to(b"noise", daemon.notify_path()).is_ok() {}
+    // One more session is a new status, which is due a second after the one before at the latest.
+    let token = ground.token();
+    let mut client = Line::connect(&ground.init_socket());
+    client.plain(&token);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(2500) {
+        assert_eq!(client.call("ping", &json!({}))["result"]["pong"], true);
+    }
+    daemon.wait_for("STATUS=serving: 1 connection, 0 sessions");
 }
 
 #[test]
