@@ -141,11 +141,13 @@ impl Sessions {
     }
 
     fn tell(&self, all_ended: &[Ended]) {
-        for ended in all_ended {
-            let Ended { session, reason, .. } = ended;
-            self.log.ended(session, *reason);
-            let leader_lives = session.leader.is_some_and(|leader| lock(&self.registry).leads(&leader));
+        // On disk from the top, the other way round: where that is cut short, the next daemon ends what is below.
+        for ended in all_ended.iter().rev() {
+            let leader_lives = ended.session.leader.is_some_and(|leader| lock(&self.registry).leads(&leader));
             self.store.end(ended, leader_lives);
+        }
+        for Ended { session, reason, .. } in all_ended {
+            self.log.ended(session, *reason);
             if let Some(lifeline) = lock(&self.lifelines).remove(&session.id) {
                 lifeline.send_replace(Some(*reason));
             }
