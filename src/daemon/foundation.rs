@@ -132,6 +132,8 @@ impl Foundation {
         let state = Dir::open_or_create(&state_path, own_uid())?;
         let mut lock = take_lock(starter, places, &state, patience).await?;
         let _ = lock.note_holder(std::process::id());
+        // A daemon that was killed may have left a token that nobody goes by.
+        state.sweep_unfinished()?;
         let credential = credential(starter)?;
         let (token, origin) = match &credential {
             Some(credential) => file::install_credential(&state, place::TOKEN_FILE, credential)?,
