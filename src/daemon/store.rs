@@ -6,6 +6,7 @@
 //! and all below it are still not the owner.
 
 use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use zeroize::Zeroizing;
@@ -117,8 +118,11 @@ type End = (EndReason, Millis);
 struct Found {
     record: Record,
     ended: Option<End>,
-    leader: Option<Process>,
+    leader: Option<Rc<Process>>,
 }
+
+/// The leaders that were looked for, held once each however many sessions they lead: descriptors are few.
+type Leaders = HashMap<Identity, Option<Rc<Process>>>;
 
 impl Store {
     /// Opens the directory, or makes it. Whoever does so holds the lock on the state directory.
@@ -225,7 +229,8 @@ impl Store {
         if count > 0 {
             tracing::info!(authsock_event = "sessions_restored", "{count} sessions of before live on");
         }
-        restoring.leaders
+        // Nobody else holds them any more: what was read has been dealt with.
+        restoring.leaders.into_iter().filter_map(Rc::into_inner).collect()
     }
 
     /// Reads whatever there is. What is no record is left where it is, and said.
@@ -237,6 +242,7 @@ impl Store {
         // By age, which is how ids sort: of what a leader ended the oldest goes first.
         names.sort();
         let mut found = Vec::with_capacity(names.len());
+        let mut leaders = Leaders::new();
         for name in names {
             let shown = self.dir.path().join(&name);
             if name.ends_with(&format!(".{DAMAGED}")) {
@@ -250,7 +256,7 @@ impl Store {
                 );
                 continue;
             };
-            match self.read(name, &id) {
+            match self.read(name, &id, &mut leaders) {
                 Ok((record, leader)) => {
                     if !record.unknown.is_empty() {
                         lock(&self.kept).unknown.insert(id, record.unknown.clone());
@@ -287,7 +293,12 @@ impl Store {
         );
     }
 
-    fn read(&self, name: &str, id: &SessionId) -> Result<(Record, Option<Process>), NotRead> {
+    fn read(
+        &self,
+        name: &str,
+        id: &SessionId,
+        leaders: &mut Leaders,
+    ) -> Result<(Record, Option<Rc<Process>>), NotRead> {
         let bytes = Zeroizing::new(self.dir.read_private(name, own_uid(), RECORD_MAX)?);
         let (record, boot) = Record::from_bytes(&bytes)?;
         if record.session.id != *id {
@@ -295,18 +306,25 @@ impl Store {
         }
         // Of another boot, pids and inodes name other processes.
         let is_of_this_boot = boot.is_some() && boot == self.boot;
-        let leader = match record.session.leader.filter(|_| is_of_this_boot).map(|leader| leader.reopen()) {
-            Some(Ok(leader)) => Some(leader),
-            Some(Err(error)) if is_exhausted(&error) => {
+        let Some(leader) = record.session.leader.filter(|_| is_of_this_boot) else {
+            return Ok((record, None));
+        };
+        if let Some(held) = leaders.get(&leader) {
+            return Ok((record, held.clone()));
+        }
+        let held = match leader.reopen() {
+            Ok(leader) => Some(Rc::new(leader)),
+            Err(error) if is_exhausted(&error) => {
                 tracing::error!(
                     authsock_event = "unwatched",
                     "the leader of session {id} cannot be held: {error}"
                 );
                 None
             }
-            Some(Err(_)) | None => None,
+            Err(_) => None,
         };
-        Ok((record, leader))
+        leaders.insert(leader, held.clone());
+        Ok((record, held))
     }
 }
 
@@ -315,12 +333,12 @@ struct Restoring<'a> {
     store: &'a Store,
     registry: &'a mut Registry,
     now: Millis,
-    leaders: Vec<Process>,
+    leaders: Vec<Rc<Process>>,
 }
 
 impl Restoring<'_> {
     /// One that lived when the daemon before ended; says whether it still does.
-    fn living(&mut self, record: &Record, leader: Option<Process>, ends: Option<EndReason>) -> bool {
+    fn living(&mut self, record: &Record, leader: Option<Rc<Process>>, ends: Option<EndReason>) -> bool {
         let session = &record.session;
         let reason = match (leader.is_some(), ends) {
             (false, _) => EndReason::LeaderGoneWhileStopped,
@@ -350,13 +368,13 @@ impl Restoring<'_> {
     }
 
     /// One that had ended.
-    fn ended(&mut self, record: &Record, reason: EndReason, at: Millis, leader: Option<Process>) {
+    fn ended(&mut self, record: &Record, reason: EndReason, at: Millis, leader: Option<Rc<Process>>) {
         let name = file_of_ended(&record.session.id, reason, at);
         self.store.note_ended(&record.session, name, leader.is_some());
         self.remember(record, reason, at, leader);
     }
 
-    fn remember(&mut self, record: &Record, reason: EndReason, at: Millis, leader: Option<Process>) {
+    fn remember(&mut self, record: &Record, reason: EndReason, at: Millis, leader: Option<Rc<Process>>) {
         let is_new_leader = self.registry.restore_ended(record, reason, at, leader.is_some(), self.now);
         self.leaders.extend(leader.filter(|_| is_new_leader));
     }
