@@ -1,8 +1,12 @@
-//! The users of a daemon for the whole machine: each one's token, made at first contact and never read back, and what the daemon knows it by.
+//! The users of a daemon for the whole machine: each one's token, made at first contact, and what the daemon knows it by.
 //!
 //! `users/UID/token` is the user's own file in a directory that only root can change: the user may
 //! spoil what is in it, and harms nobody else. What verifies it is root's, in `verifiers/UID`, and is
 //! all that the daemon goes by.
+//!
+//! Two files cannot be replaced at once. While a token is replaced, `verifiers/UID` holds what verifies the new one and what
+//! verifies the one before. Where that is cut off, the next daemon reads the user's file, for this once, and goes by the one
+//! that lies there.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,12 +17,14 @@ use zeroize::Zeroizing;
 use crate::gate::lock;
 use crate::kernel::dir::{Dir, Unusable, own_uid};
 use crate::place::{TOKEN_FILE, USERS_DIR, VERIFIERS_DIR};
-use crate::secret::token::{Token, TokenId};
+use crate::secret::token::{TOKEN_DIGITS, Token, TokenId};
 use crate::secret::verifier::Verifier;
 use crate::wire::auth::Hex32;
 
-/// Most bytes of a file that holds a verifier: three words of hexadecimal digits and their ends.
+/// Most bytes of what verifies a token: three words of hexadecimal digits and their ends.
 const VERIFIER_MAX: usize = 16 + 64 + 64 + 3;
+/// Most bytes of a user's token file that are looked at.
+const TOKEN_MAX: usize = TOKEN_DIGITS + 2;
 
 /// The directories of users and of what verifies their tokens.
 #[derive(Debug)]
@@ -51,11 +57,13 @@ impl Users {
     /// # Errors
     /// [`Unusable`].
     pub(super) fn open(state: &Dir) -> Result<Users, Unusable> {
-        Ok(Users {
+        let users = Users {
             users: state.open_or_create_passage(USERS_DIR)?,
             verifiers: Dir::open_or_create(&state.path().join(VERIFIERS_DIR), own_uid())?,
             homes: Mutex::default(),
-        })
+        };
+        users.verifiers.sweep_unfinished()?;
+        Ok(users)
     }
 
     /// Everybody who has a token, with what verifies it. What is spoilt or lacks its other half is
@@ -70,9 +78,10 @@ impl Users {
             if !self.has_token(uid) {
                 continue;
             }
-            match self.verifiers.read_private(&name, own_uid(), VERIFIER_MAX).map(Zeroizing::new) {
-                Ok(bytes) => match parse(&bytes) {
-                    Some(verifier) => known.push((uid, verifier)),
+            match self.read(&name).map(|bytes| parse(&bytes)) {
+                Ok(found) => match found {
+                    Some((verifier, None)) => known.push((uid, verifier)),
+                    Some((new, Some(before))) => known.push((uid, self.complete(uid, new, before)?)),
                     None => tracing::warn!(
                         authsock_event = "verifier_spoilt",
                         authsock_peer_uid = uid,
@@ -99,12 +108,38 @@ impl Users {
     pub(super) fn mint(&self, uid: u32) -> Result<Verifier, NoUserToken> {
         let token = Token::generate()?;
         let verifier = Verifier::of(&token);
-        let (stored, server) = verifier.reveal();
-        let text = Zeroizing::new(format!("{}\n{}\n{}\n", verifier.id(), *stored, *server));
         let unusable = |problem| NoUserToken::Unusable { uid, problem };
-        self.verifiers.replace(&uid.to_string(), text.as_bytes()).map_err(unusable)?;
+        let name = uid.to_string();
+        let alone = text_of(&verifier);
+        // After a file was removed what is there counts no more.
+        let before =
+            if self.has_token(uid) { self.read(&name).ok().and_then(|bytes| parse(&bytes)) } else { None };
+        let both = before.map(|(before, _)| Zeroizing::new([alone.as_str(), &text_of(&before)].concat()));
+        let first = both.as_ref().unwrap_or(&alone);
+        self.verifiers.replace(&name, first.as_bytes()).map_err(unusable)?;
         self.with_home(uid, |home| home.replace_for(TOKEN_FILE, token.reveal().as_bytes(), uid))
             .map_err(unusable)?;
+        if both.is_some()
+            && let Err(problem) = self.verifiers.replace(&name, alone.as_bytes())
+        {
+            // The next daemon finds out which one lies there.
+            tracing::warn!(authsock_event = "not_kept", authsock_peer_uid = uid, "{problem}");
+        }
+        Ok(verifier)
+    }
+
+    fn read(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, Unusable> {
+        self.verifiers.read_private(name, own_uid(), 2 * VERIFIER_MAX).map(Zeroizing::new)
+    }
+
+    /// Brings a replacement that was cut off to its end: what the user's file holds decides, and the new one if it holds
+    /// neither.
+    fn complete(&self, uid: u32, new: Verifier, before: Verifier) -> Result<Verifier, Unusable> {
+        let bytes = self.with_home(uid, |home| home.read_private(TOKEN_FILE, uid, TOKEN_MAX));
+        let token = bytes.ok().map(Zeroizing::new).and_then(|bytes| Token::parse_file(&bytes).ok());
+        let lies_there = token.is_some_and(|token| before.is_of(&token));
+        let verifier = if lies_there { before } else { new };
+        self.verifiers.replace(&uid.to_string(), text_of(&verifier).as_bytes())?;
         Ok(verifier)
     }
 
@@ -116,17 +151,32 @@ impl Users {
         }
         match homes.entry(uid) {
             Entry::Occupied(home) => act(home.get()),
-            Entry::Vacant(place) => act(place.insert(self.users.open_or_create_passage(&uid.to_string())?)),
+            Entry::Vacant(place) => {
+                let home = self.users.open_or_create_passage(&uid.to_string())?;
+                home.sweep_unfinished()?;
+                act(place.insert(home))
+            }
         }
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<Verifier> {
-    let mut words = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?.split('\n');
-    let id: TokenId = words.next()?.parse().ok()?;
-    let stored = Hex32::parse(words.next()?)?;
-    let server = Hex32::parse(words.next()?)?;
-    words.next().is_none().then(|| Verifier::from_parts(id, stored.0, server.0))
+fn text_of(verifier: &Verifier) -> Zeroizing<String> {
+    let (stored, server) = verifier.reveal();
+    Zeroizing::new(format!("{}\n{}\n{}\n", verifier.id(), *stored, *server))
+}
+
+/// What verifies a token, and what verified the one before where that is being replaced.
+fn parse(bytes: &[u8]) -> Option<(Verifier, Option<Verifier>)> {
+    let words: Vec<&str> = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?.split('\n').collect();
+    let verifier = |words: &[&str]| {
+        let [id, stored, server] = words else { return None };
+        let id: TokenId = id.parse().ok()?;
+        Some(Verifier::from_parts(id, Hex32::parse(stored)?.0, Hex32::parse(server)?.0))
+    };
+    match words.split_at_checked(3)? {
+        (new, []) => Some((verifier(new)?, None)),
+        (new, before) => Some((verifier(new)?, Some(verifier(before)?))),
+    }
 }
 
 #[cfg(test)]
