@@ -25,6 +25,8 @@ pub mod var {
     pub const LISTEN_FDS: &str = "LISTEN_FDS";
     /// Their names.
     pub const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
+    /// Where a service manager listens to what its service tells (sd_notify(3)).
+    pub const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
     /// What a service manager promised to the one process that it started: its sockets (sd_listen_fds(3)), the ear
     /// that it lends it (sd_notify(3)), and how often it wants to hear from it (sd_watchdog_enabled(3)).
     pub const OF_THE_SERVICE_MANAGER: [&str; 7] = [
@@ -32,7 +34,7 @@ pub mod var {
         LISTEN_PIDFDID,
         LISTEN_FDS,
         LISTEN_FDNAMES,
-        "NOTIFY_SOCKET",
+        NOTIFY_SOCKET,
         "WATCHDOG_PID",
         "WATCHDOG_USEC",
     ];

@@ -7,6 +7,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::init::Starter;
+#[cfg(target_os = "linux")]
+use crate::place::{process_env, var};
 
 /// Shortest time between two status texts.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
@@ -50,7 +52,7 @@ impl Manager {
     /// Still alive.
     pub(super) fn alive(&self) {
         #[cfg(target_os = "linux")]
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        let _ = tell_without_waiting(&sd_notify::NotifyState::Watchdog);
     }
 
     /// A new status text; it is sent at once, or with others after a pause.
@@ -75,7 +77,9 @@ impl Manager {
         {
             self.say(&status);
             #[cfg(target_os = "linux")]
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&self.status)]);
+            if tell_without_waiting(&sd_notify::NotifyState::Status(&self.status)).is_err_and(is_full) {
+                self.pending = Some(std::mem::take(&mut self.status));
+            }
         }
     }
 
@@ -84,6 +88,22 @@ impl Manager {
         self.status = status.split_whitespace().collect::<Vec<_>>().join(" ");
         self.said = Some(Instant::now());
     }
+}
+
+/// Tells the manager what it can do without. The kernel keeps ten messages for who does not read them
+/// (net.unix.max_dgram_qlen) and then has the sender wait, and all whom it serves: sd_notify(3) would.
+#[cfg(target_os = "linux")]
+fn tell_without_waiting(state: &sd_notify::NotifyState<'_>) -> io::Result<()> {
+    let Some(path) = process_env(var::NOTIFY_SOCKET) else { return Ok(()) };
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect(path)?;
+    socket.send(format!("{state}\n").as_bytes()).map(drop)
+}
+
+#[cfg(target_os = "linux")]
+fn is_full(error: io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
 }
 
 /// How often the watchdog wants to hear from us: half of its patience (sd_watchdog_enabled(3)).
