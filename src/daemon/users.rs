@@ -114,11 +114,20 @@ impl Users {
         // After a file was removed what is there counts no more.
         let before =
             if self.has_token(uid) { self.read(&name).ok().and_then(|bytes| parse(&bytes)) } else { None };
-        let both = before.map(|(before, _)| Zeroizing::new([alone.as_str(), &text_of(&before)].concat()));
+        let before = match before {
+            Some((new, Some(before))) => Some(self.complete(uid, new, before).map_err(unusable)?),
+            other => other.map(|(verifier, _)| verifier),
+        };
+        let before = before.as_ref().map(text_of);
+        let both = before.as_ref().map(|before| Zeroizing::new([alone.as_str(), before].concat()));
         let first = both.as_ref().unwrap_or(&alone);
         self.verifiers.replace(&name, first.as_bytes()).map_err(unusable)?;
-        self.with_home(uid, |home| home.replace_for(TOKEN_FILE, token.reveal().as_bytes(), uid))
-            .map_err(unusable)?;
+        let placed = self.with_home(uid, |home| home.replace_for(TOKEN_FILE, token.reveal().as_bytes(), uid));
+        if let (Err(_), Some(before)) = (&placed, &before) {
+            // The one before goes on. Where that cannot be written either, the next daemon finds out.
+            let _ = self.verifiers.replace(&name, before.as_bytes());
+        }
+        placed.map_err(unusable)?;
         if both.is_some()
             && let Err(problem) = self.verifiers.replace(&name, alone.as_bytes())
         {
