@@ -120,7 +120,7 @@ pub(super) enum Shell {
     Sh,
     /// fish
     Fish,
-    /// csh, tcsh; its eval needs quotes: eval "`authsock env`"
+    /// csh, tcsh; its eval needs double quotes around what it takes
     #[value(alias = "tcsh")]
     Csh,
 }
@@ -306,21 +306,38 @@ pub(super) struct Uninstall {
     pub(super) purge: bool,
 }
 
-/// Seconds, or a number with a unit.
+/// The longest time that a session may be given, in seconds: 366 days, as the daemon has it.
+const TTL_MAX: u64 = 366 * 86_400;
+
+/// Seconds, or numbers with units, as in 1h30m.
 fn duration(text: &str) -> Result<u64, String> {
-    let (digits, factor) = match text.as_bytes().last() {
-        Some(b's') => (&text[..text.len() - 1], 1),
-        Some(b'm') => (&text[..text.len() - 1], 60),
-        Some(b'h') => (&text[..text.len() - 1], 3600),
-        Some(b'd') => (&text[..text.len() - 1], 86_400),
-        _ => (text, 1),
-    };
-    let number: u64 =
-        digits.parse().map_err(|_| "expected a number, perhaps with s, m, h or d".to_owned())?;
-    number
-        .checked_mul(factor)
-        .filter(|seconds| *seconds > 0)
-        .ok_or_else(|| "expected 1 second to 366 days".to_owned())
+    let form = || "expected a number of seconds, or numbers with s, m, h or d, as in 1h30m".to_owned();
+    let mut seconds: u64 = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, after) = rest.split_at(digits);
+        let factor = match after.bytes().next() {
+            Some(b's') => 1,
+            Some(b'm') => 60,
+            Some(b'h') => 3600,
+            Some(b'd') => 86_400,
+            None if number.len() == text.len() => 1,
+            _ => return Err(form()),
+        };
+        rest = after.get(1..).unwrap_or_default();
+        let number: u64 = match number.parse() {
+            Ok(number) => number,
+            Err(error) if *error.kind() == std::num::IntErrorKind::PosOverflow => u64::MAX,
+            Err(_) => return Err(form()),
+        };
+        seconds = seconds.saturating_add(number.saturating_mul(factor));
+    }
+    match seconds {
+        _ if text.is_empty() => Err(form()),
+        1..=TTL_MAX => Ok(seconds),
+        _ => Err("expected 1 second to 366 days".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -335,10 +352,20 @@ mod tests {
 
     #[test]
     fn durations_have_units() {
-        for (text, seconds) in [("90", 90), ("90s", 90), ("2m", 120), ("1h", 3600), ("1d", 86_400)] {
+        for (text, seconds) in [
+            ("90", 90),
+            ("90s", 90),
+            ("2m", 120),
+            ("1h", 3600),
+            ("1d", 86_400),
+            ("1h30m", 5400),
+            ("366d", TTL_MAX),
+        ] {
             assert_eq!(duration(text), Ok(seconds));
         }
-        for bad in ["", "m", "0", "1w", "-1", "1.5h", "99999999999999999999d", "ü"] {
+        for bad in
+            ["", "m", "0", "0s", "1w", "-1", "1.5h", "1h30", "367d", "366d1s", "99999999999999999999d", "ü"]
+        {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

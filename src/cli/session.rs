@@ -19,7 +19,10 @@ pub(super) async fn session(
     match verb {
         Session::List { realm, all_realms, ended, tree } => {
             let asked = json!({ "realm": realm, "all_realms": all_realms, "ended": ended });
-            let sessions = list(client, asked).await?;
+            let mut sessions = list(client, asked).await?;
+            if *ended {
+                sessions.sort_by_key(|session| session["ended_ms"].as_u64());
+            }
             let sessions = if *tree { in_a_tree(sessions) } else { at_one_level(sessions) };
             if output.is_json() {
                 let sessions: Vec<Value> = sessions.into_iter().map(|(_, session)| session).collect();

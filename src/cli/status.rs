@@ -26,14 +26,20 @@ pub(super) async fn status(client: &mut Client, output: &Output) -> Result<(), F
         Some(0) | None => "never".into(),
         Some(seconds) => format!("after {}", span(seconds)),
     };
+    let most = |name: &str| answer["limits"][name].as_u64().unwrap_or(u64::MAX);
+    let of_one_user = if answer["mode"] == "system" { u64::MAX } else { most("sessions_per_uid") };
+    let most_sessions = most("sessions").min(of_one_user);
     let mut fields = vec![
         ("daemon", format!("authsock {}, process {}", text(&answer["version"]), text(&answer["pid"]))),
         ("socket", text(&answer["sockets"])),
         ("log", log),
         ("started", activation),
         ("running for", span(answer["uptime_seconds"].as_u64().unwrap_or(0))),
-        ("connections", text(&answer["connections"])),
-        ("sessions", text(&answer["sessions"])),
+        (
+            "connections",
+            format!("{} of {}", text(&answer["connections"]), text(&answer["limits"]["connections"])),
+        ),
+        ("sessions", format!("{} of {most_sessions}", text(&answer["sessions"]))),
         ("idle exit", idle),
     ];
     for complaint in answer["complaints"].as_array().into_iter().flatten() {

@@ -158,16 +158,27 @@ impl Route {
             (Route::System(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => {
                 "; the daemon of the whole machine is started by `systemctl restart authsock.socket`, once root has installed it with `authsock install --system`".into()
             }
+            (Route::OnDemand(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => no_daemon_in_a_session(),
+            // A session that is confined knows its daemon by a name of its own.
+            (Route::Named(path), BadSocket::Missing(_) | BadSocket::Refused(_))
+                if path.starts_with(places(false).runs()) =>
+            {
+                no_daemon_in_a_session()
+            }
             (Route::Named(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => {
                 format!("; it was named by --socket or {}", var::SOCKET)
             }
-            (Route::OnDemand(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => format!(
-                "; no daemon runs, and none is started where {} or a token is set. A session that this process belonged to has ended with its daemon: start it again with `authsock run`",
-                var::SOCKET
-            ),
             _ => String::new(),
         }
     }
+}
+
+/// What helps a program in a session whose daemon does not run: its session waits for the next one.
+fn no_daemon_in_a_session() -> String {
+    format!(
+        "; no daemon runs, and none is started where {} or a token is set. The next authsock command outside of the session (`authsock status`, say) starts one, and a session whose leader still runs goes on",
+        var::SOCKET
+    )
 }
 
 impl Failure {
@@ -184,7 +195,10 @@ impl Failure {
                 "; root admits users in /etc/authsock/config.toml (`authsock --system doctor` says more)"
             }
             Some("binding") => {
-                "; a session's token is good for the processes of its session, and the owner's only outside of sessions"
+                "; a session's token is good for the processes of its session, and the owner's only outside of sessions. What a shell was told of another session it forgets by eval \"$(authsock env --unset)\""
+            }
+            Some("revoked" | "expired") => {
+                "; what still runs in it has no session any more: start it again with `authsock run`, from outside"
             }
             _ => "",
         }

@@ -152,7 +152,10 @@ fn carry_out(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value, RpcErr
     if let Some(needs) = method.needs {
         let permitted = needs.parse::<Scope>().is_ok_and(|needed| caller.session.scopes.permits(&needed));
         if !permitted {
-            let words = format!("{} needs the scope {needs}, which this session lacks", method.name);
+            let words = format!(
+                "{} needs the scope {needs}, which this session lacks; it has what `run --allow` named, or the default ones",
+                method.name
+            );
             return Err(RpcError::new(ErrorCode::NotPermitted, words));
         }
     }
@@ -486,7 +489,7 @@ fn get(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let shown = id.parse::<SessionId>().ok().and_then(|id| show(caller, &registry, &id));
     let unknown = || {
         let words = format!(
-            "this session sees no session {:?}; `authsock session list` shows which ones it sees",
+            "this session sees no session {:?}; `authsock session list` shows ids, which count as a whole",
             short(&id)
         );
         RpcError::new(ErrorCode::NotFound, words)
@@ -525,14 +528,20 @@ fn update(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
 /// The session that a call is about: the caller's own, or one that it reaches.
 fn target(caller: &Caller<'_>, id: Option<&str>) -> Result<SessionId, RpcError> {
     let Some(id) = id else { return Ok(caller.session.id) };
-    let unknown = || {
-        let words =
-            format!("no session {:?} at or below this one; `authsock session list` shows them", short(id));
-        RpcError::new(ErrorCode::NotFound, words)
-    };
-    let id: SessionId = id.parse().map_err(|_| unknown())?;
+    let not_found = |words: String| Err(RpcError::new(ErrorCode::NotFound, words));
+    let shown = short(id);
     let registry = lock(caller.hub.sessions.registry());
-    if registry.get(&id).is_some() && registry.reaches(caller.session, &id) { Ok(id) } else { Err(unknown()) }
+    let found = id.parse::<SessionId>().ok();
+    if let Some(id) = found.filter(|id| registry.get(id).is_some() && registry.reaches(caller.session, id)) {
+        return Ok(id);
+    }
+    let ended = found.and_then(|id| registry.ended(&id)).filter(|ended| sees(caller, &ended.session));
+    if let Some(ended) = ended {
+        return not_found(format!("session {shown:?} has ended already ({})", ended.reason.as_str()));
+    }
+    not_found(format!(
+        "no session {shown:?} at or below this one; `authsock session list` shows ids, which count as a whole"
+    ))
 }
 
 fn short(text: &str) -> String {

@@ -204,6 +204,12 @@ fn refused(area: &mut InArea<'_>, places: &Places, socket: &Seen, error: &Connec
             "find out who listens there (ss -xlp); if you forwarded the socket yourself, [client] allow_unbound = true",
         ),
         ConnectError::Handshake { failure, .. } => match failure.code() {
+            Some("revoked" | "expired") => area.problem(
+                Id::SessionOver,
+                path,
+                says,
+                "start the program again with `authsock run`, from outside of what is left of that session",
+            ),
             Some("version") => {
                 area.problem(Id::VersionDiffers, path, says, format!("upgrade the older side; then {}", restart(&socket.route)));
             }
@@ -293,10 +299,16 @@ fn condition(area: &mut InArea<'_>, socket: &Seen, status: &Value) {
             "mend what it names; it looks again by itself or after a reload",
         );
     }
+    let limit_of = |name: &str| status["limits"][name].as_u64();
+    // All sessions of a user's own daemon are that user's.
+    let is_less =
+        limit_of("sessions_per_uid").zip(limit_of("sessions")).is_some_and(|(user, all)| user < all);
+    let is_one_user_s = status["mode"] != "system" && is_less;
+    let sessions = if is_one_user_s { "sessions_per_uid" } else { "sessions" };
     for (used, limit) in
-        [("connections", "connections"), ("in_handshake", "unauthenticated"), ("sessions", "sessions")]
+        [("connections", "connections"), ("in_handshake", "unauthenticated"), ("sessions", sessions)]
     {
-        let (Some(used_up), Some(most)) = (status[used].as_u64(), status["limits"][limit].as_u64()) else {
+        let (Some(used_up), Some(most)) = (status[used].as_u64(), limit_of(limit)) else {
             continue;
         };
         let says = format!("{used_up} of {most} {} are in use", used.replace('_', " "));

@@ -207,11 +207,11 @@ fn session(area: &mut InArea<'_>, subject: &str, process: &Process, sessions: &[
                     text("id"),
                     reason.replace('_', " ")
                 );
-                return area.warning(
+                return area.problem(
                     Id::ProcessSession,
                     subject,
                     says,
-                    "start it again, with `authsock run`",
+                    "start it again with `authsock run`, from outside of what is left of that session",
                 );
             }
             area.note(

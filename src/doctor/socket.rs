@@ -72,12 +72,7 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
     let may_start = matches!(seen.route, Route::OnDemand(_))
         && options.socket.is_none()
         && !discover::is_named(&discover::trusted_env);
-    let stale = format!(
-        "start the program again with `authsock run`, or unset {} and {}",
-        var::SOCKET,
-        var::TOKEN_FILE
-    );
-    // Where an init system listens, sessions outlive the daemon.
+    let stale = "authsock status, outside of the session: it starts a daemon, and a session whose leader still runs goes on";
     let is_session_s = by_variable && matches!(seen.route, Route::Named(_) | Route::OnDemand(_));
     let begin = "systemctl --user restart authsock.socket; see `systemctl --user status authsock.socket authsock.service`. If authsock is not installed any more, remove the file";
     let looked = match seen.route {
@@ -94,7 +89,7 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
                     area.note(Id::SocketMissing, &path, "no daemon runs; the first client starts one");
                 }
                 BadSocket::Missing(_) if is_session_s => {
-                    let says = format!("{} names a socket that does not exist: the daemon of this session is gone, and the session with it", var::SOCKET);
+                    let says = format!("{} names a socket that does not exist: the daemon of this session does not run, and what is in a session starts none", var::SOCKET);
                     area.problem(Id::StaleSocket, &path, says, stale);
                 }
                 BadSocket::Missing(_) if matches!(seen.route, Route::System(_)) => {
@@ -170,7 +165,7 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
             area.note(Id::SocketLeftBehind, &path, says);
         }
         Some(false) if is_session_s => {
-            let says = format!("{} names a socket on which nobody listens: the daemon of this session is gone, and the session with it", var::SOCKET);
+            let says = format!("{} names a socket on which nobody listens: the daemon of this session does not run, and what is in a session starts none", var::SOCKET);
             area.problem(Id::StaleSocket, &path, says, stale);
         }
         Some(false) => area.problem(Id::SocketDead, &path, "nobody listens on it", begin),

@@ -575,13 +575,15 @@ fn refuse_writable_by_others(path: &Path, owner: u32) -> Result<(), Unusable> {
 
 /// As [`refuse_writable_by_others`], of the parent of a directory that was examined. A user namespace that has
 /// one user cannot name root, whose /run/user and /tmp belong to nobody there: such a parent is root's as far as can
-/// be told if this directory was mounted over what had its name, which only this user did, and others may not write it.
+/// be told if this directory was mounted over what had its name, which only this user did, and others may not write it. So
+/// is /run/user itself, which nobody but root makes.
 fn refuse_swappable(dir: &FileStat, parent: &Path, owner: u32) -> Result<(), Unusable> {
     let refused = refuse_writable_by_others(parent, owner);
     if let Err(Unusable { problem: Problem::NotOurs { owner: nobody, .. }, .. }) = refused
         && ids::is_alone()
         && ids::is_nameless(nobody)
-        && stat::stat(parent).is_ok_and(|parent| parent.st_dev != dir.st_dev)
+        && (parent == Path::new("/run/user")
+            || stat::stat(parent).is_ok_and(|parent| parent.st_dev != dir.st_dev))
     {
         return refuse_writable_by_others(parent, nobody);
     }

@@ -162,7 +162,8 @@ fn keep_until_end(
         if let Some(status) = reap(pid)? {
             return Ok(status);
         }
-        if let Some(how) = stopped_by(pid).filter(|how| STOPS.contains(how)) {
+        let stops_us = |how: &Signal| STOPS.contains(how) || (*how == Signal::SIGSTOP && is_in_front(pid));
+        if let Some(how) = stopped_by(pid).filter(stops_us) {
             stop_as_well(pid, how)?;
         }
         let (signal, is_passed_on) = arrivals.next(pid, beside.as_mut())?;
@@ -227,6 +228,10 @@ fn stop_as_well(command: Pid, how: Signal) -> io::Result<()> {
     if is_waiting(Signal::SIGCONT) {
         return Ok(());
     }
+    if how == Signal::SIGSTOP {
+        // Nobody blocks or ignores it.
+        return Ok(raise(how)?);
+    }
     // SAFETY: the default disposition runs no code of ours. Whoever started us may have it ignored.
     unsafe { signal(how, SigHandler::SigDfl)? };
     raise(how)?;
@@ -247,6 +252,16 @@ fn stop_as_well(command: Pid, how: Signal) -> io::Result<()> {
 #[cfg(target_os = "linux")]
 fn leads_its_session() -> bool {
     nix::unistd::getsid(None) == Ok(Pid::this())
+}
+
+/// Whether the command, or all of this job, has the terminal. A shell that is told to `suspend` halts itself by SIGSTOP,
+/// and the one that waits for us has to hear of it; whom somebody halts elsewhere is that one's affair.
+fn is_in_front(command: Pid) -> bool {
+    let Ok(terminal) = std::fs::File::open("/dev/tty") else { return false };
+    let front = nix::unistd::tcgetpgrp(&terminal);
+    front.is_ok_and(|front| {
+        front == nix::unistd::getpgrp() || nix::unistd::getpgid(Some(command)) == Ok(front)
+    })
 }
 
 /// Whether a blocked signal has arrived and was not taken yet.

@@ -66,16 +66,30 @@ const KINDS: [(&str, Kind); 4] = [
 
 /// A text that is no scope.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "unknown scope {0:?}; known are session:self, session:create, events:publish:SUBJECT, events:subscribe:SUBJECT, service:NAME, serve:NAME, verify, metrics, daemon:manage"
-)]
-pub struct UnknownScope(String);
+pub enum UnknownScope {
+    /// There is no such kind.
+    #[error(
+        "unknown scope {0:?}; known are session:self, session:create, events:publish:SUBJECT, events:subscribe:SUBJECT, service:NAME, serve:NAME, verify, metrics, daemon:manage, and > for all of them"
+    )]
+    Kind(String),
+    /// Its subject is none.
+    #[error(
+        "scope {0:?}: not a subject: expected words between dots, none of them empty; * stands for one word, > for all that follow and only at the end"
+    )]
+    Subject(String),
+    /// Its service has no such name.
+    #[error(
+        "scope {0:?}: not the name of a service: expected 1 to 64 of lower-case letters, digits, '.', '_', '-'; wildcards are for subjects only"
+    )]
+    Service(String),
+}
 
 impl FromStr for Scope {
     type Err = UnknownScope;
 
     fn from_str(text: &str) -> Result<Scope, UnknownScope> {
-        let unknown = || UnknownScope(text.chars().take(SCOPE_MAX).collect());
+        let shown = || -> String { text.chars().take(SCOPE_MAX).collect() };
+        let unknown = || UnknownScope::Kind(shown());
         if text.len() > SCOPE_MAX {
             return Err(unknown());
         }
@@ -89,11 +103,15 @@ impl FromStr for Scope {
             .iter()
             .find_map(|(word, kind)| text.strip_prefix(word).map(|object| (*kind, object)))
             .ok_or_else(unknown)?;
-        let good = match kind {
-            Kind::Publish | Kind::Subscribe => is_subject_pattern(object),
-            Kind::Service | Kind::Serve => crate::wire::auth::is_service_name(object),
-        };
-        if good { Ok(Scope::On(kind, object.to_owned())) } else { Err(unknown()) }
+        match kind {
+            Kind::Publish | Kind::Subscribe if !is_subject_pattern(object) => {
+                Err(UnknownScope::Subject(shown()))
+            }
+            Kind::Service | Kind::Serve if !crate::wire::auth::is_service_name(object) => {
+                Err(UnknownScope::Service(shown()))
+            }
+            _ => Ok(Scope::On(kind, object.to_owned())),
+        }
     }
 }
 

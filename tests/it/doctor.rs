@@ -486,7 +486,7 @@ fn a_socket_variable_that_outlived_its_daemon_is_named() {
         let visit = Visit::pay(&ground, &[], |command| {
             command.env("AUTHSOCK_SOCKET", &socket).env("AUTHSOCK_TOKEN_FILE", &token);
         });
-        visit.says("problem", "stale-socket", &socket, "the session with it");
+        visit.says("problem", "stale-socket", &socket, "what is in a session starts none");
     }
 }
 
@@ -1360,6 +1360,18 @@ fn a_path_that_a_process_names_is_looked_for_in_its_own_directory() {
 }
 
 #[test]
+fn the_limit_that_a_user_reaches_first_is_the_one_that_is_named() {
+    let ground = Ground::new();
+    ground.configure("[limits]\nsessions = 100\nsessions_per_uid = 1\n");
+    let mut inside = crate::tree::Inside::begin(&ground, &[]);
+    let visit = Visit::pay(&ground, &[], |_| {});
+    let subject = format!("process {}", inside.whoami()["daemon"]["pid"]);
+    visit.says("problem", "limit-reached", &subject, "1 of 1 sessions are in use");
+    let output = ground.authsock(["status"]).output().unwrap();
+    assert!(text_of(&output).contains("sessions     1 of 1\n"), "{}", text_of(&output));
+}
+
+#[test]
 fn a_process_in_a_session_is_told_with_the_session_and_its_leader() {
     let ground = Ground::new();
     ground.json(["whoami"]);
@@ -1382,7 +1394,7 @@ fn a_process_in_a_session_is_told_with_the_session_and_its_leader() {
     let session = sessions.find(|session| session["name"] == "patient").unwrap();
     ground.json(["session", "revoke", session["id"].as_str().unwrap()]);
     let visit = Visit::pay(&ground, &["--pid", line.trim()], |_| {});
-    visit.says("warning", "process-session", &subject, "that has ended (revoked)");
+    visit.says("problem", "process-session", &subject, "that has ended (revoked)");
     let child = nix::unistd::Pid::from_raw(line.trim().parse().unwrap());
     nix::sys::signal::kill(child, nix::sys::signal::SIGKILL).unwrap();
     run.wait().unwrap();

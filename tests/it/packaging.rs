@@ -174,6 +174,16 @@ fn zsh_and_fish_take_their_completions() {
         let output = ground.command(shell).args(arguments).current_dir(&dir).output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{shell}: {}", text_of(&output));
     }
+    if !skip_unless(has("fish"), "fish is not installed") {
+        let ask =
+            "source authsock.fish; complete -C 'authsock env --shell '; complete -C 'authsock session re'";
+        let output =
+            ground.command("fish").args(["--no-config", "-c", ask]).current_dir(&dir).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", text_of(&output));
+        let said = String::from_utf8(output.stdout).unwrap();
+        let words: Vec<&str> = said.lines().filter_map(|line| line.split('\t').next()).collect();
+        assert_eq!(words, ["csh", "fish", "sh", "rename", "revoke"], "{said}");
+    }
     let zsh = std::fs::read_to_string(dir.join("_authsock")).unwrap();
     assert!(zsh.starts_with("#compdef authsock\n"), "by this line zsh knows whose it is");
 }

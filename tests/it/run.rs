@@ -615,6 +615,33 @@ fn at_a_shell_a_program_that_stops_itself_comes_back() {
 }
 
 #[test]
+fn a_shell_in_a_session_that_is_told_to_suspend_gives_the_terminal_back() {
+    if skip_unless(has("bash"), "bash is not installed") {
+        return;
+    }
+    let (ground, _daemon) = served();
+    let mut at = shell(&ground, &["bash", "--norc", "--noprofile", "-i"]);
+    at.wait_for("ready> ");
+    at.say("in-session bash --norc --noprofile -i");
+    at.wait_for("ready> ");
+    at.say("who=in''ner; echo $who");
+    at.wait_for("inner");
+    for _ in 0..2 {
+        at.say("suspend");
+        at.wait_for("Stopped");
+        at.say("echo out''er $who");
+        assert!(!at.wait_for("outer").contains("inner"));
+        at.say("fg");
+        at.say("echo ba''ck $who");
+        at.wait_for("back inner");
+    }
+    at.say("exit");
+    at.wait_for("ready> ");
+    at.say("exit");
+    at.rest();
+}
+
+#[test]
 fn the_command_has_the_terminal_its_size_and_its_input() {
     if skip_unless(has("python3"), "python3 is not installed") {
         return;
