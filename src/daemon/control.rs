@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
+use super::journal::By;
 use super::lifecycle::idle_exit;
 use super::sessions::Sessions;
 use super::users::Users;
@@ -91,6 +92,12 @@ pub(super) struct Caller<'a> {
     pub(super) way: Way,
     /// Whether the token it came in with has been rotated away since.
     pub(super) is_rotated: bool,
+}
+
+impl Caller<'_> {
+    fn by(&self) -> By {
+        By { session: self.session.id, pid: self.peer.pid }
+    }
 }
 
 type Params<'a> = Option<&'a RawValue>;
@@ -521,7 +528,7 @@ fn update(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         scopes: params.scopes.as_deref().map(scope::read).transpose().map_err(invalid)?,
         ttl: read_ttl(params.ttl_seconds)?,
     };
-    let session = caller.hub.sessions.update(caller.admitted, &id, change).map_err(not_made)?;
+    let session = caller.hub.sessions.update(caller.admitted, &id, change, caller.by()).map_err(not_made)?;
     Ok(json!({ "session": describe(&session) }))
 }
 
@@ -555,7 +562,7 @@ fn revoke(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         let words = "a session that stands for the owner or for a user does not end; `authsock token rotate` replaces its token";
         return Err(invalid(words));
     }
-    let ended = caller.hub.sessions.end(&id, EndReason::Revoked);
+    let ended = caller.hub.sessions.end(&id, EndReason::Revoked, Some(caller.by()));
     Ok(json!({ "id": id.as_str(), "ended": ended }))
 }
 
@@ -582,7 +589,8 @@ fn rotate(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         None if id.stands_for_somebody() => replace_file_of(caller, &id)?,
         None => return Err(invalid("verifier is missing: mint a token and send what verifies it")),
     };
-    let token_id = caller.hub.sessions.rotate(caller.admitted, &id, verifier, grace).map_err(not_made)?;
+    let token_id =
+        caller.hub.sessions.rotate(caller.admitted, &id, verifier, grace, caller.by()).map_err(not_made)?;
     Ok(json!({ "id": id.as_str(), "token_id": token_id.to_string(), "grace_seconds": grace / 1000 }))
 }
 

@@ -3,10 +3,26 @@
 use std::time::Instant;
 
 use crate::gate::burst::{Bursts, Verdict};
-use crate::session::{EndReason, Millis, Session};
+use crate::kernel::process::Pid;
+use crate::session::{EndReason, Millis, Session, SessionId};
 
 /// Beginnings, changes, ends and rotations of one user's sessions that are logged one by one within a window of ten seconds.
 const BURST: u32 = 200;
+
+/// Who had something done to a session, as the kernel and the registry know it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct By {
+    /// The session of the request.
+    pub(super) session: SessionId,
+    /// Its process.
+    pub(super) pid: Pid,
+}
+
+impl std::fmt::Display for By {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "by process {} in session {}", self.pid, self.session)
+    }
+}
 
 /// Counts what happens to sessions, and lets what fits through to the log.
 #[derive(Debug)]
@@ -35,31 +51,35 @@ impl SessionLog {
         );
     }
 
-    pub(super) fn ended(&self, session: &Session, reason: EndReason) {
+    pub(super) fn ended(&self, session: &Session, reason: EndReason, by: Option<By>) {
         if self.has_room(session.uid) {
-            log_end(session, reason);
+            log_end(session, reason, by);
         }
     }
 
-    pub(super) fn changed(&self, session: &Session) {
+    pub(super) fn changed(&self, session: &Session, by: By) {
         if self.has_room(session.uid) {
             tracing::info!(
                 authsock_event = "session_changed",
                 authsock_session = session.id.as_str(),
                 authsock_peer_uid = session.uid,
-                "session {} ({}) was changed",
+                authsock_by_session = by.session.as_str(),
+                authsock_by_pid = by.pid.0,
+                "session {} ({}) was changed, {by}",
                 session.id,
                 session.name.in_brackets()
             );
         }
     }
 
-    pub(super) fn rotated(&self, session: &Session, grace: Millis) {
+    pub(super) fn rotated(&self, session: &Session, grace: Millis, by: By) {
         if self.has_room(session.uid) {
             tracing::info!(
                 authsock_event = "token_rotated",
                 authsock_session = session.id.as_str(),
-                "session {} ({}) has a new token; the old one connects for {} s more",
+                authsock_by_session = by.session.as_str(),
+                authsock_by_pid = by.pid.0,
+                "session {} ({}) has a new token, {by}; the old one connects for {} s more",
                 session.id,
                 session.name.in_brackets(),
                 grace / 1000
@@ -81,13 +101,16 @@ impl SessionLog {
 }
 
 /// Tells of a session's end.
-pub(super) fn log_end(session: &Session, reason: EndReason) {
+pub(super) fn log_end(session: &Session, reason: EndReason, by: Option<By>) {
+    let whose = by.map(|by| format!(", {by}")).unwrap_or_default();
     tracing::info!(
         authsock_event = "session_ended",
         authsock_session = session.id.as_str(),
         authsock_peer_uid = session.uid,
         authsock_reason = reason.as_str(),
-        "session {} ({}) ended: {}",
+        authsock_by_session = by.as_ref().map(|by| by.session.as_str()),
+        authsock_by_pid = by.map(|by| by.pid.0),
+        "session {} ({}) ended: {}{whose}",
         session.id,
         session.name.in_brackets(),
         reason.as_str()

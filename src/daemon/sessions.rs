@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
-use super::journal::SessionLog;
+use super::journal::{By, SessionLog};
 use super::store::{NotKept, Store};
 use crate::gate::{lock, now};
 use crate::kernel::process::{Identity, Process};
@@ -119,10 +119,10 @@ impl Sessions {
         Ok(session)
     }
 
-    /// Ends a session and everything below it; their connections are told.
-    pub(super) fn end(&self, id: &SessionId, reason: EndReason) -> usize {
+    /// Ends a session and everything below it; their connections are told. Whoever had it done is noted.
+    pub(super) fn end(&self, id: &SessionId, reason: EndReason, by: Option<By>) -> usize {
         let ended = lock(&self.registry).end(id, reason, now());
-        self.tell(&ended);
+        self.tell(&ended, by);
         ended.len()
     }
 
@@ -133,21 +133,21 @@ impl Sessions {
             if ended.is_empty() {
                 break;
             }
-            self.tell(&ended);
+            self.tell(&ended, None);
             yield_now().await;
         }
         self.store.leader_ended(leader);
         self.changed.notify_one();
     }
 
-    fn tell(&self, all_ended: &[Ended]) {
+    fn tell(&self, all_ended: &[Ended], by: Option<By>) {
         // On disk from the top, the other way round: where that is cut short, the next daemon ends what is below.
         for ended in all_ended.iter().rev() {
             let leader_lives = ended.session.leader.is_some_and(|leader| lock(&self.registry).leads(&leader));
             self.store.end(ended, leader_lives);
         }
         for Ended { session, reason, .. } in all_ended {
-            self.log.ended(session, *reason);
+            self.log.ended(session, *reason, by.filter(|_| *reason == EndReason::Revoked));
             if let Some(lifeline) = lock(&self.lifelines).remove(&session.id) {
                 lifeline.send_replace(Some(*reason));
             }
@@ -164,6 +164,7 @@ impl Sessions {
         id: &SessionId,
         verifier: Verifier,
         grace: Millis,
+        by: By,
     ) -> Result<TokenId, NotMade> {
         let session = {
             let mut registry = lock(&self.registry);
@@ -185,7 +186,7 @@ impl Sessions {
             }
             registry.rotate(asker, id, verifier, grace, now)?
         };
-        self.log.rotated(&session, grace);
+        self.log.rotated(&session, grace, by);
         self.touch(id);
         self.clock.notify_one();
         Ok(session.token_id)
@@ -198,6 +199,7 @@ impl Sessions {
         asker: &Admitted,
         id: &SessionId,
         change: Change,
+        by: By,
     ) -> Result<Arc<Session>, NotMade> {
         let session = {
             let mut registry = lock(&self.registry);
@@ -216,7 +218,7 @@ impl Sessions {
             registry.update(&changed);
             changed.last().cloned().ok_or(NotMade::ParentEnded)?
         };
-        self.log.changed(&session);
+        self.log.changed(&session, by);
         self.clock.notify_one();
         Ok(session)
     }
@@ -244,7 +246,7 @@ impl Sessions {
     pub(super) fn narrow_users(&self, scopes: &Scopes) {
         let wider = lock(&self.registry).set_user_scopes(scopes);
         for id in wider {
-            self.end(&id, EndReason::Revoked);
+            self.end(&id, EndReason::Revoked, None);
         }
     }
 
@@ -281,7 +283,7 @@ impl Sessions {
                 break;
             }
             for id in expired {
-                self.end(&id, EndReason::Expired);
+                self.end(&id, EndReason::Expired, None);
             }
             yield_now().await;
         }

@@ -360,7 +360,7 @@ impl Restoring<'_> {
                 }
             },
         };
-        log_end(session, reason);
+        log_end(session, reason, None);
         let ended = Ended { session: Arc::new(session.clone()), reason, at: self.now };
         self.store.end(&ended, leader.is_some());
         self.remember(record, reason, self.now, leader);

@@ -45,7 +45,7 @@ fn code(answer: &Value) -> i64 {
 
 #[test]
 fn the_last_line_of_a_connection_says_that_its_session_has_ended_and_why() {
-    let (ground, _daemon) = served();
+    let (ground, daemon) = served();
     let mut owner = connected(&ground, &ground.token_after_first_contact());
     let (top, top_token) = make(&mut owner, "top", json!({}));
     let mut in_top = connected(&ground, &top_token.reveal());
@@ -59,6 +59,8 @@ fn the_last_line_of_a_connection_says_that_its_session_has_ended_and_why() {
     };
     assert_eq!(in_brief.receive(), Some(told(&brief, "expired")));
     assert_eq!(in_brief.receive(), None);
+    let log = daemon.wait_for_log("(brief) ended: expired");
+    assert!(!log.contains("by process"), "{log}");
     // Who ends its own session hears the answer first.
     let answer = in_top.call("session.revoke", &json!({}));
     assert_eq!(answer["result"]["ended"], 2);
@@ -67,6 +69,9 @@ fn the_last_line_of_a_connection_says_that_its_session_has_ended_and_why() {
     assert_eq!(in_below.receive(), Some(told(&below, "parent_ended")));
     assert_eq!(in_below.receive(), None);
     assert_eq!(owner.call("ping", &json!({}))["result"]["pong"], true, "others go on");
+    // And the log says who had it done.
+    let whose = format!("(top) ended: revoked, by process {} in session {}", std::process::id(), id(&top));
+    daemon.wait_for_log(&whose);
 }
 
 #[test]
