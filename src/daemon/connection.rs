@@ -27,6 +27,8 @@ const CHUNK: usize = 64 * 1024;
 const ANSWERS: usize = 64 * 1024;
 /// Requests that are carried out before others have their turn.
 const TURN: usize = 32;
+/// How long requests are carried out before others have their turn.
+const TURN_TIME: Duration = Duration::from_millis(5);
 /// How long a client may go on sending that was told that its connection closes.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Most chunks that are taken at the end: as much as a socket holds (net.core.wmem_max).
@@ -134,6 +136,7 @@ enum Then {
 
 /// Carries out the requests that are there whole. Notes in `asked` that there was any.
 fn take_requests(lines: &mut Lines, caller: &Caller<'_>, out: &mut Vec<u8>, asked: &mut bool) -> Then {
+    let began = std::time::Instant::now();
     for _ in 0..TURN {
         if out.len() >= ANSWERS {
             return Then::Again;
@@ -169,7 +172,13 @@ fn take_requests(lines: &mut Lines, caller: &Caller<'_>, out: &mut Vec<u8>, aske
         // A session that just ended itself, or rotated its token, is looked at anew.
         match caller.hub.sessions.standing(caller.admitted) {
             None => return Then::Read,
-            Some(standing) if standing.until.is_some() != caller.is_rotated => return Then::Again,
+            Some(standing)
+                if standing.until.is_some() != caller.is_rotated
+                    || !std::ptr::eq(&raw const *standing.session, caller.session) =>
+            {
+                return Then::Again;
+            }
+            Some(_) if began.elapsed() >= TURN_TIME => return Then::Again,
             Some(_) => {}
         }
     }

@@ -39,6 +39,8 @@ const GRACE_MAX: u64 = 86_400;
 
 /// Most sessions in one answer of `session.list`; its `next` leads to the others.
 const LIST_PAGE: usize = 256;
+/// Bytes of sessions after which an answer has no more of them, however few they are.
+const LIST_BYTES: usize = 64 * 1024;
 /// Most sessions that are looked at for one answer: where most are not the asker's to see, it may have fewer, or none.
 const LIST_SCAN: usize = 4096;
 
@@ -462,6 +464,13 @@ fn list(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     })
 }
 
+/// How long a session can be in JSON: of what people and processes name each character may become six.
+fn most_bytes(session: &Session) -> usize {
+    const THE_REST: usize = 700;
+    let named = session.name.as_str().len() + session.cwd.as_ref().map_or(0, |cwd| cwd.as_os_str().len());
+    THE_REST + 6 * named + session.scopes.iter().map(|scope| scope.to_string().len() + 3).sum::<usize>()
+}
+
 /// The first of them that are asked for, and what leads to the others.
 fn page<T>(
     mut all: impl Iterator<Item = T>,
@@ -469,13 +478,15 @@ fn page<T>(
     session: fn(&T) -> &Session,
     show: fn(&T) -> Value,
 ) -> Value {
-    let (mut page, mut last) = (Vec::new(), None);
+    let (mut page, mut last, mut bytes) = (Vec::new(), None, 0);
     for found in all.by_ref().take(LIST_SCAN) {
-        last = Some(session(&found).id);
-        if is_asked_for(session(&found)) {
+        let session = session(&found);
+        last = Some(session.id);
+        if is_asked_for(session) {
+            bytes += most_bytes(session);
             page.push(show(&found));
         }
-        if page.len() == LIST_PAGE {
+        if page.len() == LIST_PAGE || bytes >= LIST_BYTES {
             break;
         }
     }
@@ -562,8 +573,14 @@ fn revoke(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
         let words = "a session that stands for the owner or for a user does not end; `authsock token rotate` replaces its token";
         return Err(invalid(words));
     }
-    let ended = caller.hub.sessions.end(&id, EndReason::Revoked, Some(caller.by()));
-    Ok(json!({ "id": id.as_str(), "ended": ended }))
+    let (ended, problem) = caller.hub.sessions.end(&id, EndReason::Revoked, Some(caller.by()));
+    match problem {
+        None => Ok(json!({ "id": id.as_str(), "ended": ended })),
+        Some(problem) => Err(unavailable(&format!(
+            "session {id} has ended, and {} with it, but that is not on disk, and with the next daemon it would live again: {problem}. It is tried again each second",
+            ended.saturating_sub(1)
+        ))),
+    }
 }
 
 #[derive(Deserialize)]

@@ -14,6 +14,7 @@ use tokio::time::sleep;
 use super::journal::{By, SessionLog};
 use super::store::{NotKept, Store};
 use crate::gate::{lock, now};
+use crate::kernel::dir::Unusable;
 use crate::kernel::process::{Identity, Process};
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
@@ -27,6 +28,8 @@ use crate::session::{EndReason, Millis, Session, SessionId};
 
 /// Sessions that end for a reason of their own before others have their turn.
 const AT_ONCE: usize = 64;
+/// How long it is until what could not be put on disk is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Longest sleep of the clock; a suspended machine's clock may jump.
 const CLOCK_MAX: Duration = Duration::from_secs(3600);
 
@@ -119,11 +122,12 @@ impl Sessions {
         Ok(session)
     }
 
-    /// Ends a session and everything below it; their connections are told. Whoever had it done is noted.
-    pub(super) fn end(&self, id: &SessionId, reason: EndReason, by: Option<By>) -> usize {
+    /// Ends a session and everything below it; their connections are told. Whoever had it done is noted. Says how many
+    /// ended, and why that is not on disk if it is not.
+    pub(super) fn end(&self, id: &SessionId, reason: EndReason, by: Option<By>) -> (usize, Option<Unusable>) {
         let ended = lock(&self.registry).end(id, reason, now());
-        self.tell(&ended, by);
-        ended.len()
+        let problem = self.tell(&ended, by);
+        (ended.len(), problem)
     }
 
     /// Notes that a leader's process has ended, and with it what it led.
@@ -133,18 +137,19 @@ impl Sessions {
             if ended.is_empty() {
                 break;
             }
-            self.tell(&ended, None);
+            let _ = self.tell(&ended, None);
             yield_now().await;
         }
         self.store.leader_ended(leader);
         self.changed.notify_one();
     }
 
-    fn tell(&self, all_ended: &[Ended], by: Option<By>) {
+    fn tell(&self, all_ended: &[Ended], by: Option<By>) -> Option<Unusable> {
         // On disk from the top, the other way round: where that is cut short, the next daemon ends what is below.
+        let mut problem = None;
         for ended in all_ended.iter().rev() {
             let leader_lives = ended.session.leader.is_some_and(|leader| lock(&self.registry).leads(&leader));
-            self.store.end(ended, leader_lives);
+            problem = problem.or(self.store.end(ended, leader_lives).err());
         }
         for Ended { session, reason, .. } in all_ended {
             self.log.ended(session, *reason, by.filter(|_| *reason == EndReason::Revoked));
@@ -155,6 +160,7 @@ impl Sessions {
         self.forget_the_forgotten();
         self.clock.notify_one();
         self.changed.notify_one();
+        problem
     }
 
     /// Gives a session a new token.
@@ -246,7 +252,7 @@ impl Sessions {
     pub(super) fn narrow_users(&self, scopes: &Scopes) {
         let wider = lock(&self.registry).set_user_scopes(scopes);
         for id in wider {
-            self.end(&id, EndReason::Revoked, None);
+            let _ = self.end(&id, EndReason::Revoked, None);
         }
     }
 
@@ -283,7 +289,7 @@ impl Sessions {
                 break;
             }
             for id in expired {
-                self.end(&id, EndReason::Expired, None);
+                let _ = self.end(&id, EndReason::Expired, None);
             }
             yield_now().await;
         }
@@ -301,7 +307,8 @@ impl Sessions {
 fn not_kept(session: &Session, error: NotKept) -> NotMade {
     let error = match error {
         NotKept::TooLong(error) => return NotMade::TooLong(error),
-        NotKept::Unusable(error) => error,
+        NotKept::Unusable(error) => error.to_string(),
+        NotKept::NotARecord(error) => format!("what would be written {error}"),
     };
     tracing::error!(
         authsock_event = "not_kept",
@@ -310,7 +317,7 @@ fn not_kept(session: &Session, error: NotKept) -> NotMade {
         session.id,
         session.name.in_brackets()
     );
-    NotMade::NotKept(error.to_string())
+    NotMade::NotKept(error)
 }
 
 /// What a connection still has.
@@ -327,8 +334,8 @@ async fn keep_time(sessions: std::sync::Weak<Sessions>) {
     loop {
         let Some(living) = sessions.upgrade() else { return };
         let next = living.end_what_is_due().await;
-        let pause =
-            next.map_or(CLOCK_MAX, |next| Duration::from_millis(next.saturating_sub(now())).min(CLOCK_MAX));
+        let most = if living.store.catch_up() { RETRY_PAUSE } else { CLOCK_MAX };
+        let pause = next.map_or(most, |next| Duration::from_millis(next.saturating_sub(now())).min(most));
         tokio::select! {
             () = sleep(pause) => {}
             () = living.clock.notified() => {}

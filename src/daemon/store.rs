@@ -18,7 +18,7 @@ use crate::kernel::process::{Identity, Process};
 use crate::kernel::{boot, is_exhausted};
 use crate::place::SESSIONS_DIR;
 use crate::session::past::Ended;
-use crate::session::record::{NotARecord, RECORD_MAX, Record, TooLong, Unknown};
+use crate::session::record::{self, NotARecord, RECORD_MAX, Record, TooLong, Unknown};
 use crate::session::registry::Registry;
 use crate::session::{EndReason, Millis, Session, SessionId};
 
@@ -34,6 +34,9 @@ pub(super) enum NotKept {
     /// It would not be read back.
     #[error(transparent)]
     TooLong(#[from] TooLong),
+    /// It is none that would be read back.
+    #[error("what would be written {0}")]
+    NotARecord(#[from] NotARecord),
 }
 
 /// Why a file gives no session.
@@ -64,6 +67,8 @@ struct Kept {
     leaders: HashMap<Identity, Files>,
     /// What newer daemons wrote into records that are still there.
     unknown: HashMap<SessionId, Unknown>,
+    /// Ends that could not be put on disk yet, each with whether the leader lived.
+    owed: Vec<(Ended, bool)>,
 }
 
 #[derive(Debug)]
@@ -140,6 +145,8 @@ impl Store {
             None => record.to_bytes(self.boot.as_deref())?,
             Some(unknown) => Record { unknown, ..record.clone() }.to_bytes(self.boot.as_deref())?,
         };
+        // What the next daemon would not read is not promised.
+        let _ = Record::from_bytes(&bytes)?;
         Ok(self.dir.replace(id.as_str(), &bytes)?)
     }
 
@@ -150,16 +157,41 @@ impl Store {
 
     /// Notes that a session ended, which needs no space. Whether its leader's process lives decides for how long its file
     /// stays at least.
-    pub(super) fn end(&self, ended: &Ended, leader_lives: bool) {
+    ///
+    /// # Errors
+    /// If that is not on disk: with the next daemon the session would live again. It is tried again with the next
+    /// [`Store::catch_up`].
+    pub(super) fn end(&self, ended: &Ended, leader_lives: bool) -> Result<(), Unusable> {
         let Ended { session, reason, at } = ended;
         let (from, to) = (session.id.as_str(), file_of_ended(&session.id, *reason, *at));
         if let Err(error) = self.dir.rename(from, &to) {
-            // Its token must not come to life again with the next daemon.
-            tracing::error!(authsock_event = "record_lost", "an ended session is not kept as such: {error}");
-            self.remove(from);
-            return;
+            tracing::error!(
+                authsock_event = "record_kept",
+                authsock_session = session.id.as_str(),
+                "the end of session {} is not on disk, and it would live again with the next daemon: {error}",
+                session.id
+            );
+            lock(&self.kept).owed.push((ended.clone(), leader_lives));
+            return Err(error);
         }
         self.note_ended(session, to, leader_lives);
+        Ok(())
+    }
+
+    /// Puts on disk what could not be before; says whether something is still owed.
+    pub(super) fn catch_up(&self) -> bool {
+        let owed = std::mem::take(&mut lock(&self.kept).owed);
+        for (ended, leader_lives) in &owed {
+            if self.end(ended, *leader_lives).is_ok() {
+                tracing::info!(
+                    authsock_event = "record_caught_up",
+                    authsock_session = ended.session.id.as_str(),
+                    "the end of session {} is on disk now",
+                    ended.session.id
+                );
+            }
+        }
+        !lock(&self.kept).owed.is_empty()
     }
 
     /// Removes the files of ended sessions that nobody remembers any more.
@@ -202,7 +234,13 @@ impl Store {
     pub(super) fn restore(&self, registry: &mut Registry, now: Millis) -> Vec<Process> {
         let mut restoring = Restoring { store: self, registry, now, leaders: Vec::new() };
         let mut below: HashMap<SessionId, Vec<Found>> = HashMap::new();
-        for found in self.read_all() {
+        let (all, salvaged) = self.read_all();
+        for process in salvaged {
+            if restoring.registry.restore_leader(&process.identity(), own_uid()) {
+                restoring.leaders.push(process);
+            }
+        }
+        for found in all {
             match (&found.ended, &found.record.session.parent) {
                 _ if found.record.session.stands_for_somebody() => restoring.grace(&found.record),
                 (Some((reason, at)), _) => restoring.ended(&found.record, *reason, *at, found.leader),
@@ -233,8 +271,9 @@ impl Store {
         restoring.leaders.into_iter().filter_map(Rc::into_inner).collect()
     }
 
-    /// Reads whatever there is. What is no record is left where it is, and said.
-    fn read_all(&self) -> Vec<Found> {
+    /// Reads whatever there is. What is no record is set aside, and said; of the session's leader, if that can still be
+    /// told and it runs, a handle is returned.
+    fn read_all(&self) -> (Vec<Found>, Vec<Rc<Process>>) {
         let mut names = self.dir.names().unwrap_or_else(|error| {
             tracing::error!(authsock_event = "records_unread", "the sessions of before are lost: {error}");
             Vec::new()
@@ -243,9 +282,11 @@ impl Store {
         names.sort();
         let mut found = Vec::with_capacity(names.len());
         let mut leaders = Leaders::new();
+        let mut salvaged = Vec::new();
         for name in names {
             let shown = self.dir.path().join(&name);
             if name.ends_with(&format!(".{DAMAGED}")) {
+                salvaged.extend(self.salvage(&name, &mut leaders));
                 continue;
             }
             let Some((name, id, ended)) = parse_name(&name) else {
@@ -268,15 +309,28 @@ impl Store {
                     tracing::warn!(authsock_event = "record_ignored", "a session is lost: {error}");
                 }
                 // Another version's is for a daemon of that version.
-                Err(error @ NotRead::NotARecord(NotARecord::Version(_))) => tracing::warn!(
-                    authsock_event = "record_ignored",
-                    "{} {error}; it is left as it is, and its session does not live with this daemon",
-                    shown.display()
-                ),
-                Err(error) => self.set_aside(name, &error),
+                Err(error @ NotRead::NotARecord(NotARecord::Version(_))) => {
+                    salvaged.extend(self.salvage(name, &mut leaders));
+                    tracing::warn!(
+                        authsock_event = "record_ignored",
+                        "{} {error}; it is left as it is, and its session does not live with this daemon",
+                        shown.display()
+                    );
+                }
+                Err(error) => {
+                    salvaged.extend(self.salvage(name, &mut leaders));
+                    self.set_aside(name, &error);
+                }
             }
         }
-        found
+        (found, salvaged)
+    }
+
+    /// The leader of a session of which no more can be read, if it runs.
+    fn salvage(&self, name: &str, leaders: &mut Leaders) -> Option<Rc<Process>> {
+        let bytes = Zeroizing::new(self.dir.read_private(name, own_uid(), RECORD_MAX).ok()?);
+        let (boot, leader) = record::leader_of(&bytes)?;
+        if self.boot != Some(boot) { None } else { hold(leader, leaders, name) }
     }
 
     /// Keeps what is no record for whoever wants to know what became of it, out of the way of the next daemon.
@@ -309,23 +363,28 @@ impl Store {
         let Some(leader) = record.session.leader.filter(|_| is_of_this_boot) else {
             return Ok((record, None));
         };
-        if let Some(held) = leaders.get(&leader) {
-            return Ok((record, held.clone()));
-        }
-        let held = match leader.reopen() {
-            Ok(leader) => Some(Rc::new(leader)),
-            Err(error) if is_exhausted(&error) => {
-                tracing::error!(
-                    authsock_event = "unwatched",
-                    "the leader of session {id} cannot be held: {error}"
-                );
-                None
-            }
-            Err(_) => None,
-        };
-        leaders.insert(leader, held.clone());
-        Ok((record, held))
+        Ok((record, hold(leader, leaders, id.as_str())))
     }
+}
+
+/// Holds a leader, if it runs, that `whose` record tells of.
+fn hold(leader: Identity, leaders: &mut Leaders, whose: &str) -> Option<Rc<Process>> {
+    if let Some(held) = leaders.get(&leader) {
+        return held.clone();
+    }
+    let held = match leader.reopen() {
+        Ok(leader) => Some(Rc::new(leader)),
+        Err(error) if is_exhausted(&error) => {
+            tracing::error!(
+                authsock_event = "unwatched",
+                "the leader of session {whose} cannot be held: {error}"
+            );
+            None
+        }
+        Err(_) => None,
+    };
+    leaders.insert(leader, held.clone());
+    held
 }
 
 /// Sessions on their way from the records into the registry.
@@ -362,7 +421,8 @@ impl Restoring<'_> {
         };
         log_end(session, reason, None);
         let ended = Ended { session: Arc::new(session.clone()), reason, at: self.now };
-        self.store.end(&ended, leader.is_some());
+        // It is told and tried again.
+        let _ = self.store.end(&ended, leader.is_some());
         self.remember(record, reason, self.now, leader);
         false
     }

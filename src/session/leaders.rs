@@ -23,6 +23,8 @@ struct Leader {
     uid: u32,
     /// The living sessions that it leads.
     leads: BTreeSet<SessionId>,
+    /// The sessions around those of its that have ended: it counts with them.
+    counts_with: BTreeSet<SessionId>,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -44,7 +46,7 @@ impl Leaders {
         let Some(Entry::Vacant(place)) = Mark::of(leader).map(|mark| self.marks.entry(mark)) else {
             return false;
         };
-        place.insert(Leader { uid, leads: BTreeSet::new() });
+        place.insert(Leader { uid, leads: BTreeSet::new(), counts_with: BTreeSet::new() });
         *self.per_uid.entry(uid).or_default() += 1;
         self.unseen += usize::from(leader.pid.0 == 0);
         true
@@ -66,11 +68,16 @@ impl Leaders {
         leader.into_iter().flat_map(|leader| leader.leads.iter().copied()).take(at_most).collect()
     }
 
-    /// Forgets it.
-    pub(super) fn remove(&mut self, leader: &Identity) {
-        let Some(Leader { uid, .. }) = Mark::of(leader).and_then(|mark| self.marks.remove(&mark)) else {
-            return;
-        };
+    /// Has it count with a session; says whether it did not before.
+    pub(super) fn charge(&mut self, leader: &Identity, session: SessionId) -> bool {
+        let leader = Mark::of(leader).and_then(|mark| self.marks.get_mut(&mark));
+        leader.is_some_and(|leader| leader.counts_with.insert(session))
+    }
+
+    /// Forgets it, and gives the sessions that it counted with.
+    pub(super) fn remove(&mut self, leader: &Identity) -> BTreeSet<SessionId> {
+        let removed = Mark::of(leader).and_then(|mark| self.marks.remove(&mark));
+        let Some(Leader { uid, counts_with, .. }) = removed else { return BTreeSet::new() };
         self.unseen -= usize::from(leader.pid.0 == 0);
         if let Entry::Occupied(mut count) = self.per_uid.entry(uid) {
             *count.get_mut() -= 1;
@@ -78,6 +85,7 @@ impl Leaders {
                 count.remove();
             }
         }
+        counts_with
     }
 
     pub(super) fn contains(&self, identity: &Identity) -> bool {

@@ -212,6 +212,18 @@ impl Record {
     }
 }
 
+/// The boot and the leader that a file tells of which is no record, or another version's: as long as that process lives,
+/// nobody below it is the owner, whatever became of the session.
+pub fn leader_of(bytes: &[u8]) -> Option<(String, Identity)> {
+    #[derive(Deserialize)]
+    struct Salvaged {
+        boot: String,
+        leader: WrittenLeader,
+    }
+    let Salvaged { boot, leader } = serde_json::from_slice(bytes).ok()?;
+    Some((boot, Identity { pid: Pid(leader.pid), pidfs: leader.pidfs, start: leader.start }))
+}
+
 impl Written<'_> {
     fn into_record(mut self) -> Result<Record, NotARecord> {
         let bad = NotARecord::Value;
@@ -411,6 +423,23 @@ mod tests {
         // What is known is not unknown a second time.
         for twice in ["\"uid\":1000,\"uid\":1000", "\"uid\":1000,\"binding\":\"uid\""] {
             assert!(read(&good.replacen("\"uid\":1000", twice, 1)).is_err(), "{twice}");
+        }
+    }
+
+    #[test]
+    fn of_what_is_no_record_the_leader_can_still_be_told() {
+        let good = text(&fixture());
+        let leader = fixture().session.leader.unwrap();
+        for bad in [
+            good.replacen("\"version\":1", "\"version\":9", 1),
+            good.replacen("session:self", "session:every", 1),
+            good.replacen("\"tokens\":[", "\"tokens\":7,\"more\":[", 1),
+        ] {
+            assert!(read(&bad).is_err());
+            assert_eq!(leader_of(bad.as_bytes()), Some((BOOT.to_owned(), leader)));
+        }
+        for none in ["", "{}", "garbage", &good[..good.len() / 2]] {
+            assert_eq!(leader_of(none.as_bytes()), None);
         }
     }
 

@@ -13,13 +13,15 @@ use super::leaders::Leaders;
 use super::limits::Limits;
 use super::past::{Ended, Past};
 use super::record::Record;
-use super::scope::{Scope, Scopes};
+use super::scope::Scopes;
 use super::wish::{Change, Maker, NewSession, NotMade, NotRestored};
 use super::{Binding, EndReason, Millis, Realm, Session, SessionId};
 use crate::kernel::process::Identity;
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
 
+/// How many pairs of scopes are compared at most to find what sessions below one that was narrowed still have.
+const PAIRS_MAX: usize = 16_384;
 /// How long a rotated token may still connect, in milliseconds, unless asked otherwise.
 pub const ROTATION_GRACE: Millis = 60_000;
 
@@ -43,13 +45,22 @@ struct Living {
     depth: usize,
     /// How many are below it, at any depth.
     below: usize,
+    /// How many processes run that led one below it which has ended.
+    outlived: usize,
 }
 
 impl Living {
     /// What stands for the owner or a user, with one token.
     fn of_somebody(session: Session) -> Living {
         let tokens = vec![session.token_id];
-        Living { session: Arc::new(session), tokens, children: BTreeSet::new(), depth: 0, below: 0 }
+        Living {
+            session: Arc::new(session),
+            tokens,
+            children: BTreeSet::new(),
+            depth: 0,
+            below: 0,
+            outlived: 0,
+        }
     }
 }
 
@@ -221,7 +232,9 @@ impl Registry {
             return Err(NotMade::TooDeep(self.limits.session_depth));
         }
         let most_below = self.limits.session_descendants;
-        let is_full = |living: &Living| !living.session.stands_for_somebody() && living.below >= most_below;
+        let is_full = |living: &Living| {
+            !living.session.stands_for_somebody() && living.below + living.outlived >= most_below
+        };
         if let Some(full) = self.upwards(parent.id).find(|living| is_full(living)) {
             return Err(NotMade::TooManyBelow(most_below, full.session.id));
         }
@@ -279,7 +292,7 @@ impl Registry {
             self.credentials.remove(&token_id);
         }
         if let Some(leader) = session.leader.filter(|_| was_new_leader) {
-            self.leaders.remove(&leader);
+            let _ = self.leaders.remove(&leader);
         }
     }
 
@@ -303,7 +316,8 @@ impl Registry {
         if let Some(expires) = session.expires {
             self.expiries.insert((expires, id));
         }
-        let living = Living { session: session.clone(), tokens, children: BTreeSet::new(), depth, below: 0 };
+        let (children, session_of) = (BTreeSet::new(), session.clone());
+        let living = Living { session: session_of, tokens, children, depth, below: 0, outlived: 0 };
         self.sessions.insert(id, living);
         session.leader.is_some_and(|leader| {
             let is_new = self.leaders.add(&leader, session.uid);
@@ -452,6 +466,12 @@ impl Registry {
         self.end_graces(now);
     }
 
+    /// Notes a process that leads a session of which no more can be read: nobody below it is the owner. Says whether it
+    /// is a new one, as [`Registry::create`] does.
+    pub fn restore_leader(&mut self, leader: &Identity, uid: u32) -> bool {
+        self.leaders.add(leader, uid)
+    }
+
     /// Whether a process leads a session, or led one, and lives as far as is known.
     pub fn leads(&self, process: &Identity) -> bool {
         self.leaders.contains(process)
@@ -468,6 +488,7 @@ impl Registry {
             let Some(Living { session, tokens, .. }) = self.detach(&ending) else { continue };
             let reason = if ending == *id { reason } else { EndReason::ParentEnded };
             let tokens = tokens.into_iter().filter_map(|token_id| self.take_credential(token_id)).collect();
+            self.note_outlived(&session);
             let ended = Ended { session, reason, at: now };
             all_ended.push(ended.clone());
             self.past.remember(ended, tokens);
@@ -484,9 +505,26 @@ impl Registry {
     pub fn end_leader(&mut self, leader: &Identity, at_most: usize, now: Millis) -> Vec<Ended> {
         let led = self.leaders.led_by(leader, at_most);
         if led.is_empty() {
-            self.leaders.remove(leader);
+            for around in self.leaders.remove(leader) {
+                if let Some(living) = self.sessions.get_mut(&around) {
+                    living.outlived = living.outlived.saturating_sub(1);
+                }
+            }
         }
         led.iter().flat_map(|id| self.end(id, EndReason::LeaderExited, now)).collect()
+    }
+
+    /// Counts a leader that may outlive its session with those around that: what it costs is theirs.
+    fn note_outlived(&mut self, ended: &Session) {
+        let (Some(leader), Some(parent)) = (ended.leader, ended.parent) else { return };
+        let around: Vec<SessionId> = self.upwards(parent).map(|living| living.session.id).collect();
+        for id in around.into_iter().filter(|id| !id.stands_for_somebody()) {
+            if self.leaders.charge(&leader, id)
+                && let Some(living) = self.sessions.get_mut(&id)
+            {
+                living.outlived += 1;
+            }
+        }
     }
 
     fn take_credential(&mut self, token_id: TokenId) -> Option<Verifier> {
@@ -542,15 +580,15 @@ impl Registry {
         }
         let mut changed = HashMap::from([(*id, Arc::new(session))]);
         let mut order = vec![*id];
+        let mut pairs = PAIRS_MAX;
         for below in self.subtree(*id).into_iter().skip(1) {
             let Some(session) = self.get(&below) else { continue };
             let Some(parent) = session.parent.and_then(|parent| changed.get(&parent)) else { continue };
             if parent.may_have(session) {
                 continue;
             }
-            let scopes: Vec<Scope> = session.scopes.iter().cloned().collect();
             let narrowed = Session {
-                scopes: parent.scopes.narrowed_to(&scopes)?,
+                scopes: parent.scopes.left_of(&session.scopes, &mut pairs),
                 expires: [session.expires, parent.expires].into_iter().flatten().min(),
                 ..Session::clone(session)
             };

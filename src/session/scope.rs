@@ -169,6 +169,11 @@ fn pattern_intersection(ours: &str, theirs: &str) -> Option<String> {
 }
 
 impl Scope {
+    /// Whether it could not be read again.
+    fn is_too_long(&self) -> bool {
+        self.to_string().len() > SCOPE_MAX
+    }
+
     /// The scope that permits what both permit, if there is anything.
     fn intersection(&self, other: &Scope) -> Option<Scope> {
         match (self, other) {
@@ -232,7 +237,7 @@ pub enum BadScopes {
 /// [`BadScopes`].
 pub fn read(texts: &[String]) -> Result<Vec<Scope>, BadScopes> {
     if texts.len() > SCOPES_MAX {
-        return Err(TooManyScopes.into());
+        return Err(TooManyScopes::Number.into());
     }
     if texts.iter().map(String::len).sum::<usize>() > SCOPE_BYTES_MAX {
         return Err(BadScopes::TooLong);
@@ -240,10 +245,20 @@ pub fn read(texts: &[String]) -> Result<Vec<Scope>, BadScopes> {
     Ok(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
 }
 
-/// More scopes than a session has.
+/// What a session and its parent have in common is more than a session has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a session has at most {SCOPES_MAX} scopes beside session:self; ask for fewer, or for wider ones")]
-pub struct TooManyScopes;
+pub enum TooManyScopes {
+    /// In number.
+    #[error(
+        "a session has at most {SCOPES_MAX} scopes beside session:self; ask for fewer, or for wider ones"
+    )]
+    Number,
+    /// In length: two patterns can have one in common that is as long as both.
+    #[error(
+        "what a scope that was asked for has in common with the parent's is longer than {SCOPE_MAX} bytes; ask for shorter ones, or for one of the parent's as it is"
+    )]
+    Length,
+}
 
 /// What a session may do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -289,15 +304,39 @@ impl Scopes {
         let mut narrowed = vec![Scope::Plain(Plain::SessionSelf)];
         for asked in asked {
             for common in self.0.iter().filter_map(|ours| ours.intersection(asked)) {
+                if common.is_too_long() {
+                    return Err(TooManyScopes::Length);
+                }
                 if !narrowed.iter().any(|scope| scope.covers(&common)) {
                     narrowed.push(common);
                 }
                 if narrowed.len() > SCOPES_MAX + 1 {
-                    return Err(TooManyScopes);
+                    return Err(TooManyScopes::Number);
                 }
             }
         }
         Ok(Scopes(narrowed))
+    }
+
+    /// What a session keeps whose parent has these from now on. That is what both have in common as far as it fits, and
+    /// `pairs`, how many scopes may still be compared for that, allows; what does not fit is lost whole.
+    #[must_use]
+    pub fn left_of(&self, had: &Scopes, pairs: &mut usize) -> Scopes {
+        let mut left: Vec<Scope> = Vec::new();
+        for scope in &had.0 {
+            if self.permits(scope) {
+                left.push(scope.clone());
+            } else if *pairs >= self.0.len() {
+                *pairs -= self.0.len();
+                for common in self.0.iter().filter_map(|ours| ours.intersection(scope)) {
+                    let fits = left.len() <= SCOPES_MAX && !common.is_too_long();
+                    if fits && !left.contains(&common) {
+                        left.push(common);
+                    }
+                }
+            }
+        }
+        Scopes(left)
     }
 
     /// Whether a session with these may do all that one with `other` may.
@@ -442,8 +481,24 @@ mod tests {
         };
         let given = Scopes(list(0, 8)).narrowed_to(&list(1, 8)).unwrap();
         assert_eq!(given.iter().count(), SCOPES_MAX + 1);
-        assert_eq!(Scopes(list(0, 8)).narrowed_to(&list(1, 9)), Err(TooManyScopes));
+        assert_eq!(Scopes(list(0, 8)).narrowed_to(&list(1, 9)), Err(TooManyScopes::Number));
         assert!(Scopes::of_a_user(&list(0, SCOPES_MAX)).is_ok());
-        assert_eq!(Scopes::of_a_user(&list(0, SCOPES_MAX + 1)), Err(TooManyScopes));
+        assert_eq!(Scopes::of_a_user(&list(0, SCOPES_MAX + 1)), Err(TooManyScopes::Number));
+    }
+
+    #[test]
+    fn what_is_given_can_be_read_again() {
+        let half = "s".repeat(150);
+        let have = Scopes(vec![scope(&format!("events:publish:*.{half}")), scope("events:publish:>")]);
+        let asked = scope(&format!("events:publish:{half}.*"));
+        assert_eq!(have.narrowed_to(std::slice::from_ref(&asked)), Err(TooManyScopes::Length));
+        let mut pairs = 100;
+        let left = have.left_of(&Scopes(vec![asked.clone()]), &mut pairs);
+        assert_eq!(left.0, [asked], "what is permitted whole stays whole");
+        let narrow = Scopes(vec![scope(&format!("events:publish:*.{half}")), scope("events:publish:*.b")]);
+        let left = narrow.left_of(&Scopes(vec![scope(&format!("events:publish:{half}.*"))]), &mut pairs);
+        assert_eq!(left.0, [scope(&format!("events:publish:{half}.b"))], "what fits");
+        let mut none = 1;
+        assert_eq!(narrow.left_of(&Scopes(vec![scope("events:publish:>")]), &mut none).0, []);
     }
 }

@@ -409,6 +409,50 @@ fn what_is_no_record_is_named_and_the_rest_lives_on() {
 }
 
 #[test]
+fn below_the_leader_of_a_session_whose_record_is_damaged_the_owner_s_token_stays_refused() {
+    let ground = Ground::new();
+    let mut daemon = ground.serve();
+    for damage in [json!({ "scopes": ["session:every"] }), json!({ "version": 9 }), json!({ "tokens": 7 })] {
+        let mut inside = Inside::begin(&ground, &[]);
+        let id = inside.id();
+        let listener = stop(daemon, Signal::SIGKILL);
+        edit(&records(&ground).join(&id), |record| {
+            record.as_object_mut().unwrap().extend(damage.as_object().unwrap().clone());
+        });
+        daemon = Daemon::start(&ground, listener, |_| {});
+        for _ in 0..2 {
+            assert!(!listed(&ground).contains(&id), "{damage}");
+            let (code, said) = inside.tell(AS_OWNER);
+            assert!(code == 4 && said.contains("binding"), "{damage}: {said}");
+            daemon = restart(&ground, daemon, Signal::SIGTERM);
+        }
+    }
+}
+
+#[test]
+fn an_end_that_cannot_be_put_on_disk_is_said_and_caught_up_with() {
+    if skip_unless(!is_root(), "root may write every directory") {
+        return;
+    }
+    let ground = Ground::new();
+    let daemon = ground.serve();
+    let inside = Inside::begin(&ground, &["--bind", "uid"]);
+    let mode =
+        |mode: u32| std::fs::set_permissions(records(&ground), PermissionsExt::from_mode(mode)).unwrap();
+    mode(0o500);
+    let mut own = Line::connect(&ground.init_socket());
+    assert_eq!(own.plain(&inside.token())["success"], true);
+    let answer = own.call("session.revoke", &json!({}));
+    assert_eq!(answer["error"]["code"], -32005, "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("is not on disk"), "{answer}");
+    assert_eq!(own.receive().unwrap()["params"]["reason"], "revoked", "ended it has");
+    mode(0o700);
+    daemon.wait_for_log("is on disk now");
+    let _daemon = restart(&ground, daemon, Signal::SIGKILL);
+    assert_eq!(refusal(&Line::connect(&ground.init_socket()).plain(&inside.token())), "revoked");
+}
+
+#[test]
 fn a_directory_of_records_that_cannot_be_trusted_serves_nothing_and_says_why() {
     let ground = Ground::new();
     let daemon = ground.serve();

@@ -167,6 +167,43 @@ fn a_session_sees_those_of_its_realm_and_changes_itself_and_what_is_below_it() {
 }
 
 #[test]
+fn requests_behind_one_s_own_narrowing_have_what_is_left() {
+    let (ground, _daemon) = served();
+    let mut owner = connected(&ground, &ground.token_after_first_contact());
+    let (_, token) = make(&mut owner, "shrinking", json!({}));
+    let mut line = connected(&ground, &token.reveal());
+    let call = |id: u32, method: &str, params: Value| {
+        format!("{}\n", json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }))
+    };
+    let create = json!({ "name": "x", "binding": "uid", "verifier": minted().1 });
+    line.send(&(call(1, "session.update", json!({ "scopes": [] })) + &call(2, "session.create", create)));
+    assert_eq!(line.receive().unwrap()["result"]["session"]["scopes"], json!(["session:self"]));
+    assert_eq!(code(&line.receive().unwrap()), -32001);
+}
+
+#[test]
+fn a_page_of_long_sessions_is_a_short_one() {
+    let (ground, _daemon) = served();
+    let mut owner = connected(&ground, &ground.token_after_first_contact());
+    let scopes: Vec<String> =
+        (0..50).map(|number| format!("events:publish:{number:02}{}", "s".repeat(60))).collect();
+    for _ in 0..40 {
+        make(&mut owner, "long", json!({ "scopes": scopes }));
+    }
+    let (mut count, mut after) = (0, Value::Null);
+    loop {
+        let page = owner.call("session.list", &json!({ "after": after }));
+        assert!(page.to_string().len() < (64 + 16) * 1024, "{}", page.to_string().len());
+        count += page["result"]["sessions"].as_array().unwrap().len();
+        after = page["result"]["next"].clone();
+        if after.is_null() {
+            break;
+        }
+    }
+    assert_eq!(count, 41);
+}
+
+#[test]
 fn what_a_client_says_of_itself_changes_neither_whose_request_it_is_nor_what_is_logged() {
     let ground = Ground::new();
     let daemon = ground.serve_as(|command| {
@@ -351,7 +388,7 @@ fn thousands_of_sessions_are_listed_in_pages_and_end_with_their_leader_while_oth
     let mut in_realm = connected(&ground, &token.reveal());
     assert_eq!(pages(&mut in_realm, json!({})), (2, vec!["seldom".to_owned(), "seldom".to_owned()]));
     let (count, names) = pages(&mut owner, json!({ "all_realms": true }));
-    assert_eq!((count, names.len()), (20, COUNT + 1));
+    assert!(count >= 20 && names.len() == COUNT + 1, "{count} pages, {} sessions", names.len());
     leader.kill().unwrap();
     leader.wait().unwrap();
     let left = |owner: &mut Line| owner.call("status", &json!({}))["result"]["sessions"].as_u64().unwrap();

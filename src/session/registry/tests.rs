@@ -4,6 +4,7 @@
 use super::*;
 use crate::kernel::process::Pid;
 use crate::secret::token::Token;
+use crate::session::scope::Scope;
 use crate::wire::auth::Code;
 
 /// Two users of a system daemon, each with a session below the own one.
@@ -583,12 +584,14 @@ fn below_a_session_are_as_many_as_the_limit_says_at_any_depth_and_what_ends_make
     let full = NotMade::TooManyBelow(3, top.id);
     assert_eq!(child(&mut registry, &top, ask("more")).unwrap_err(), full);
     assert_eq!(child(&mut registry, &middle, ask("more")).unwrap_err(), full, "it is above this one too");
-    registry.end(&leaf.id, EndReason::Revoked, NOW);
+    leader_ends(&mut registry, &leaf.leader.unwrap());
     let leaf = child(&mut registry, &middle, ask("leaf")).unwrap();
-    registry.end(&middle.id, EndReason::Revoked, NOW);
+    leader_ends(&mut registry, &middle.leader.unwrap());
+    leader_ends(&mut registry, &leaf.leader.unwrap());
     assert!(registry.get(&leaf.id).is_none());
-    child(&mut registry, &top, ask("b")).unwrap();
-    child(&mut registry, &top, ask("c")).unwrap();
+    for name in ["a", "b", "c"] {
+        child(&mut registry, &top, ask(name)).unwrap();
+    }
     assert_eq!(child(&mut registry, &top, ask("d")).unwrap_err(), full);
     let unlimited = registry.create(&asker, maker(5), ask("the owner has no such limit"), NOW);
     assert!(unlimited.is_ok());
@@ -681,4 +684,34 @@ fn a_change_takes_away_and_never_adds_and_what_is_below_follows() {
     registry.rotate(&asker, &top.id, verifier(), 1000, NOW).unwrap();
     let late = registry.updated(&asker, &top.id, change(Some("late"), None, None), NOW);
     assert_eq!(late.unwrap_err(), NotMade::Rotated);
+}
+
+#[test]
+fn a_process_that_outlives_its_session_counts_below_the_ones_around_it() {
+    let (mut registry, _) = fixture();
+    registry.set_limits(Limits { session_descendants: 2, ..Limits::default() }, NOW);
+    let owner = registry.get(&SessionId::owner()).unwrap().clone();
+    let top = child(&mut registry, &owner, ask("top")).unwrap();
+    let asker = come(&registry, top.token_id, UID, &[5, 1]).unwrap();
+    let make_and_end = |registry: &mut Registry, pid: u32| {
+        let (session, _) = registry.create(&asker, maker(pid), ask("brief"), NOW)?;
+        registry.end(&session.id, EndReason::Revoked, NOW);
+        Ok::<(), NotMade>(())
+    };
+    // One process may do so as often as it likes; each further one takes a place.
+    for pid in [6, 6, 6, 7] {
+        make_and_end(&mut registry, pid).unwrap();
+    }
+    assert_eq!(make_and_end(&mut registry, 8).unwrap_err(), NotMade::TooManyBelow(2, top.id));
+    assert_eq!(make_and_end(&mut registry, 6).unwrap_err(), NotMade::TooManyBelow(2, top.id));
+    leader_ends(&mut registry, &process(7));
+    make_and_end(&mut registry, 8).unwrap();
+    // With an ordinary end of a leader nothing is left.
+    for pid in [6, 8] {
+        leader_ends(&mut registry, &process(pid));
+    }
+    for pid in 10..20 {
+        registry.create(&asker, maker(pid), ask("brief"), NOW).unwrap();
+        leader_ends(&mut registry, &process(pid));
+    }
 }
