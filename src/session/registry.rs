@@ -21,7 +21,7 @@ use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
 
 /// How many pairs of scopes are compared at most to find what sessions below one that was narrowed still have.
-const PAIRS_MAX: usize = 16_384;
+const PAIRS_MAX: usize = 65_536;
 /// How long a rotated token may still connect, in milliseconds, unless asked otherwise.
 pub const ROTATION_GRACE: Millis = 60_000;
 
@@ -578,20 +578,23 @@ impl Registry {
             }
             session.expires = Some(end);
         }
+        let is_narrower = self.get(id).is_some_and(|before| before.scopes != session.scopes);
         let mut changed = HashMap::from([(*id, Arc::new(session))]);
         let mut order = vec![*id];
         let mut pairs = PAIRS_MAX;
         for below in self.subtree(*id).into_iter().skip(1) {
             let Some(session) = self.get(&below) else { continue };
             let Some(parent) = session.parent.and_then(|parent| changed.get(&parent)) else { continue };
-            if parent.may_have(session) {
+            let scopes = if is_narrower {
+                parent.scopes.left_of(&session.scopes, &mut pairs)
+            } else {
+                session.scopes.clone()
+            };
+            let expires = [session.expires, parent.expires].into_iter().flatten().min();
+            if scopes == session.scopes && expires == session.expires {
                 continue;
             }
-            let narrowed = Session {
-                scopes: parent.scopes.left_of(&session.scopes, &mut pairs),
-                expires: [session.expires, parent.expires].into_iter().flatten().min(),
-                ..Session::clone(session)
-            };
+            let narrowed = Session { scopes, expires, ..Session::clone(session) };
             changed.insert(below, Arc::new(narrowed));
             order.push(below);
         }

@@ -318,16 +318,21 @@ impl Scopes {
         Ok(Scopes(narrowed))
     }
 
-    /// What a session keeps whose parent has these from now on. That is what both have in common as far as it fits, and
-    /// `pairs`, how many scopes may still be compared for that, allows; what does not fit is lost whole.
+    /// What a session keeps whose parent has these from now on. That is what both have in common, as far as it fits and as
+    /// far as `pairs` goes, which is how many scopes may still be compared; the rest is lost, but for `session:self`.
     #[must_use]
     pub fn left_of(&self, had: &Scopes, pairs: &mut usize) -> Scopes {
         let mut left: Vec<Scope> = Vec::new();
         for scope in &had.0 {
+            if *scope == Scope::Plain(Plain::SessionSelf) {
+                left.push(scope.clone());
+                continue;
+            }
+            let Some(rest) = pairs.checked_sub(self.0.len()) else { continue };
+            *pairs = rest;
             if self.permits(scope) {
                 left.push(scope.clone());
-            } else if *pairs >= self.0.len() {
-                *pairs -= self.0.len();
+            } else {
                 for common in self.0.iter().filter_map(|ours| ours.intersection(scope)) {
                     let fits = left.len() <= SCOPES_MAX && !common.is_too_long();
                     if fits && !left.contains(&common) {
@@ -499,6 +504,7 @@ mod tests {
         let left = narrow.left_of(&Scopes(vec![scope(&format!("events:publish:{half}.*"))]), &mut pairs);
         assert_eq!(left.0, [scope(&format!("events:publish:{half}.b"))], "what fits");
         let mut none = 1;
-        assert_eq!(narrow.left_of(&Scopes(vec![scope("events:publish:>")]), &mut none).0, []);
+        let had = Scopes(vec![scope("session:self"), scope("events:publish:>")]);
+        assert_eq!(narrow.left_of(&had, &mut none).0, [scope("session:self")]);
     }
 }
