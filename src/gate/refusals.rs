@@ -8,6 +8,7 @@ use crate::kernel::peer::Peer;
 use crate::kernel::process::Process;
 use crate::session::SessionId;
 use crate::wire::auth::Code;
+use crate::wire::text::{in_brackets, printable};
 
 /// Refusals of one user with one code that are logged in full within one window of ten seconds.
 const BURST: u32 = 20;
@@ -62,7 +63,8 @@ impl RefusalLog {
         let Refusal { reason, .. } = refusal;
         let pid = peer.map_or(0, |peer| peer.pid.0);
         let name = peer.and_then(Peer::held).and_then(Process::name).unwrap_or_default();
-        let named = if name.is_empty() { String::new() } else { format!(" ({name})") };
+        // Whatever a process calls itself.
+        let named = if name.is_empty() { String::new() } else { format!(" ({})", in_brackets(&name)) };
         let session = session.map_or("", SessionId::as_str);
         let of_session = if session.is_empty() { String::new() } else { format!(", session {session}") };
         match peer {
@@ -72,7 +74,7 @@ impl RefusalLog {
                 authsock_session = session,
                 authsock_peer_uid = uid,
                 authsock_peer_pid = pid,
-                authsock_peer_name = name,
+                authsock_peer_name = printable(&name),
                 authsock_reason = reason.as_str(),
                 "refused process {pid} of uid {uid}{named}{of_session}: {code}: {reason}"
             ),

@@ -19,7 +19,7 @@ use unicode_width::UnicodeWidthChar;
 use crate::kernel::process::Identity;
 use crate::secret::random::{self, NoRandomness};
 use crate::secret::token::TokenId;
-use crate::wire::text::is_deceptive;
+use crate::wire::text::{in_brackets, is_deceptive};
 use scope::Scopes;
 
 /// Longest name of a session, and of a realm, in bytes.
@@ -155,11 +155,7 @@ impl Name {
     /// The name as it stands between brackets in a line for people: in quotes where it could be taken for the
     /// closing bracket and what follows.
     pub fn in_brackets(&self) -> Cow<'_, str> {
-        if self.0.contains(['(', ')', '"', '\\']) {
-            Cow::Owned(format!("{:?}", self.0))
-        } else {
-            Cow::Borrowed(&self.0)
-        }
+        in_brackets(&self.0)
     }
 }
 

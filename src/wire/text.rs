@@ -1,5 +1,7 @@
 //! Text of strangers that people will see: which characters could steer a terminal, or make one name look like another.
 
+use std::borrow::Cow;
+
 /// Whether a character is shown as nothing, or changes how its neighbours are shown: controls,
 /// bidirectional controls, fillers, tags (Unicode's Default_Ignorable_Code_Point, what joins hieroglyphs, and what
 /// looks blank).
@@ -28,6 +30,17 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
+/// A text as it stands between brackets in a line for people: in quotes where it could be taken for the closing bracket and
+/// what follows, and with what deceives escaped.
+pub fn in_brackets(text: &str) -> Cow<'_, str> {
+    if text.contains(['(', ')', '"', '\\']) || text.chars().any(is_deceptive) {
+        let quoted = printable(&text.replace('\\', "\\\\")).replace('"', "\\\"");
+        Cow::Owned(format!("\"{quoted}\""))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,5 +49,17 @@ mod tests {
     fn what_could_deceive_is_shown_and_not_sent() {
         assert_eq!(printable("a\u{1b}[31mb\nü\u{202e}\u{9b}"), "a\\u{1b}[31mb\\u{a}ü\\u{202e}\\u{9b}");
         assert_eq!(printable("plain, with ünïcode 漢字 🦀"), "plain, with ünïcode 漢字 🦀");
+    }
+
+    #[test]
+    fn what_could_close_a_bracket_stands_in_quotes() {
+        for (text, shown) in [
+            ("make", "make"),
+            ("x) ended: revoked (y", "\"x) ended: revoked (y\""),
+            ("a\"b", "\"a\\\"b\""),
+            ("a\u{202e}b", "\"a\\u{202e}b\""),
+        ] {
+            assert_eq!(in_brackets(text), shown);
+        }
     }
 }
