@@ -18,7 +18,7 @@ mod imp {
     use crate::config::Config;
     use crate::credential::discover::trusted_env;
     use crate::kernel::confine::{CannotConfine, Confinement, Plan};
-    use crate::kernel::dir::own_uid;
+    use crate::kernel::dir::{Dir, Problem, Unusable, is_private, own_uid};
     use crate::kernel::relink::SecondName;
     use crate::kernel::signals::{self, Beside};
     use crate::kernel::socket::CheckedSocket;
@@ -52,6 +52,7 @@ mod imp {
     ) -> Result<Confined, Failure> {
         let cannot = |error: &dyn std::fmt::Display| Failure::new(exit::RUN_FAILED, error);
         wake_the_machine_s()?;
+        make_the_place_of_who_has_none().map_err(|error| cannot(&error))?;
         let places = places(false);
         let (runtime, given) = (places.runtime(), client_options(common));
         let real = runtime.canonicalize().map_err(|error| cannot(&error))?;
@@ -137,6 +138,32 @@ mod imp {
         if system_socket().exists() && !system_state().exists() {
             // Whether it admits this user does not matter.
             let _ = runtime()?.block_on(Client::connect(&Options { system: true, ..Options::default() }));
+        }
+        Ok(())
+    }
+
+    /// Makes the runtime directory that clients without a variable would make: what CMD made there first would be
+    /// taken for theirs, and be read by it. Where the login's is there they use that.
+    fn make_the_place_of_who_has_none() -> Result<(), Unusable> {
+        let [logind, own] = runtime_directories(own_uid());
+        if is_private(&logind) {
+            return Ok(());
+        }
+        if let Err(unusable) = Dir::open_or_create(&own, own_uid()) {
+            // One that clients refuse leads nobody to a token; what is there is hidden all the same. Where this user
+            // can make none, the program cannot.
+            let nowhere = |error: &io::Error| {
+                matches!(
+                    error.kind(),
+                    io::ErrorKind::ReadOnlyFilesystem
+                        | io::ErrorKind::PermissionDenied
+                        | io::ErrorKind::NotFound
+                )
+            };
+            let is_impossible = matches!(&unusable.problem, Problem::Io { source, .. } if nowhere(source));
+            if !is_impossible && own.symlink_metadata().is_err() {
+                return Err(unusable);
+            }
         }
         Ok(())
     }

@@ -17,13 +17,13 @@ use landlock::{
     RulesetError, Scope,
 };
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, FdFlag, OFlag, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, UnixAddr, getpeername, getsockname};
 use nix::sys::stat::{self, Mode, SFlag};
-use nix::unistd;
+use nix::unistd::{self, AccessFlags};
 
 use super::mounts::{Mounts, hold, inode_of};
 
@@ -35,6 +35,9 @@ const COVER_SIZE: &str = "size=4k,nr_inodes=1";
 const PASSAGE_SIZE: &str = "size=64k,nr_inodes=64";
 /// What is laid over a hidden file: there is no getting anything out of it, nor connecting to it.
 const NOTHING: &str = "/dev/null";
+/// How many further namespaces there may be (namespaces(7), user.max_*); what is written here by who is in a user
+/// namespace holds for it and what is below it, and only with CAP_SYS_RESOURCE there can it be changed.
+const CLOSED: [&str; 2] = ["/proc/sys/user/max_user_namespaces", "/proc/sys/user/max_mnt_namespaces"];
 
 /// What a program is to see of the files that lead to tokens and to other programs.
 #[derive(Debug, Clone)]
@@ -45,6 +48,10 @@ pub struct Plan {
     runtime_bytes: u64,
     /// What is covered, outermost first; none lies below another or below the runtime directory.
     hidden: Vec<Hidden>,
+    /// Directories on the way to what is covered that this user could give another name, outermost first.
+    moved: Vec<PathBuf>,
+    /// Whether a further namespace could undo a cover: see [`may_be_moved`].
+    is_closed: bool,
     /// What is shown in the runtime directory: from where, and where.
     shown: Vec<(PathBuf, PathBuf)>,
     /// Paths by which the program must find what is shown.
@@ -137,7 +144,23 @@ impl Plan {
             let is_dir = path.symlink_metadata().map_err(|error| failed(&path, error))?.is_dir();
             hidden.push(Hidden { path, is_dir });
         }
-        Ok(Plan { runtime, runtime_bytes, hidden, shown, found_by })
+        let (mut moved, mut is_closed) = (Vec::new(), false);
+        for cover in std::iter::once(&runtime).chain(hidden.iter().map(|hidden| &hidden.path)) {
+            for path in cover.ancestors() {
+                if !may_be_moved(path).map_err(|error| failed(path, error))? {
+                    continue;
+                }
+                is_closed = true;
+                // A cover keeps its own place in use, and what lies below one is not to be reached.
+                let is_covered = path == cover || hidden.iter().any(|hidden| path.starts_with(&hidden.path));
+                if !is_covered {
+                    moved.push(path.to_path_buf());
+                }
+            }
+        }
+        moved.sort();
+        moved.dedup();
+        Ok(Plan { runtime, runtime_bytes, hidden, moved, is_closed, shown, found_by })
     }
 
     /// What a path lies in that the program does not see.
@@ -156,6 +179,11 @@ impl Plan {
             Step::Write("/proc/self/gid_map", format!("{gid} {gid} 1")),
             Step::Private,
         ];
+        if self.is_closed {
+            // Rename(2) refuses what is a mount point in the namespace of who asks, and only there.
+            steps.extend(CLOSED.map(|file| Step::Write(file, "0".into())));
+        }
+        steps.extend(self.moved.iter().cloned().map(Step::Pin));
         // Held before anything covers them, and in the new namespace: only its own can be mounted again.
         steps.extend(self.shown.iter().map(|(from, _)| Step::Hold(from.clone())));
         let leads_to_runtime = |hidden: &Hidden| self.runtime.starts_with(&hidden.path);
@@ -189,6 +217,27 @@ impl Plan {
         // Last, since everything above needs the rights that these take.
         steps.extend([Step::NoNewPrivileges, Step::Scope, Step::NoTyping, Step::NoCapabilities]);
         steps
+    }
+}
+
+/// Whether this user could give what lies there another name, if need be by changing the directory's mode first. What
+/// is a mount point cannot be renamed (EBUSY), by whatever way it is reached; but with all rights in a further
+/// namespace of its own a program could take the mount away first.
+fn may_be_moved(path: &Path) -> io::Result<bool> {
+    let Some(parent) = path.parent() else { return Ok(false) };
+    let (dir, entry) = (stat::lstat(parent)?, stat::lstat(path)?);
+    let own = unistd::geteuid().as_raw();
+    if dir.st_uid == own {
+        return Ok(true);
+    }
+    let is_sticky = Mode::from_bits_truncate(dir.st_mode).contains(Mode::S_ISVTX);
+    if is_sticky && entry.st_uid != own {
+        return Ok(false);
+    }
+    match unistd::faccessat(AT_FDCWD, parent, AccessFlags::W_OK, AtFlags::AT_EACCESS) {
+        Ok(()) => Ok(true),
+        Err(Errno::EACCES | Errno::EPERM | Errno::EROFS) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -231,6 +280,8 @@ enum Step {
     Write(&'static str, String),
     /// No mount made outside shows inside from now on, nor the other way round.
     Private,
+    /// Makes a directory a mount point, which cannot be renamed.
+    Pin(PathBuf),
     Hold(PathBuf),
     Empty {
         at: PathBuf,
@@ -262,6 +313,7 @@ impl fmt::Display for Step {
             Step::Namespaces => f.write_str("making a user and mount namespace"),
             Step::Write(file, _) => write!(f, "writing {file}"),
             Step::Private => f.write_str("making its mounts private"),
+            Step::Pin(path) => write!(f, "mounting {} on itself", path.display()),
             Step::Hold(path) => write!(f, "opening {}", path.display()),
             Step::Empty { at, .. } => write!(f, "mounting an empty directory on {}", at.display()),
             Step::Nothing(path) => write!(f, "mounting {NOTHING} on {}", path.display()),
@@ -282,7 +334,7 @@ impl fmt::Display for Step {
 fn advice(step: &Step, errno: Errno) -> &'static str {
     match (step, errno) {
         (Step::Namespaces, Errno::ENOSPC | Errno::EUSERS) => {
-            "; there may be no more user or mount namespaces: see `sysctl user.max_user_namespaces user.max_mnt_namespaces`"
+            "; there may be no more user or mount namespaces: see `sysctl user.max_user_namespaces user.max_mnt_namespaces`. In a confined session they are 0 where its user could move what is hidden away: start it with XDG_RUNTIME_DIR below /run/user"
         }
         (Step::Namespaces, Errno::EPERM | Errno::EACCES) => {
             "; user namespaces are forbidden here: by `sysctl kernel.unprivileged_userns_clone`, by a container's seccomp filter, by AppArmor, or because this is a chroot"
@@ -293,8 +345,11 @@ fn advice(step: &Step, errno: Errno) -> &'static str {
         (Step::Write("/proc/self/uid_map", _), Errno::EPERM) => {
             "; where `kernel.apparmor_restrict_unprivileged_userns` is 1, authsock needs an AppArmor profile with `userns,`. Root cannot confine a program from within a confined one"
         }
+        (Step::Write(file, _), Errno::EROFS | Errno::EACCES | Errno::ENOENT) if CLOSED.contains(file) => {
+            "; this user could move what is hidden away, so there must be no further namespaces, and that cannot be said here (a container's read-only /proc/sys?): use a runtime directory below /run/user"
+        }
         (
-            Step::Private | Step::Empty { .. } | Step::Nothing(_) | Step::Show { .. },
+            Step::Private | Step::Pin(_) | Step::Empty { .. } | Step::Nothing(_) | Step::Show { .. },
             Errno::EPERM | Errno::EACCES,
         ) => {
             "; a policy lets nobody mount in a user namespace: where `sysctl kernel.apparmor_restrict_unprivileged_userns` is 1, authsock needs an AppArmor profile with `userns,`"
@@ -340,6 +395,7 @@ impl Child {
                 unistd::write(&file, text.as_bytes())?;
             }
             Step::Private => mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?,
+            Step::Pin(path) => mount(Some(path), path, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?,
             Step::Hold(path) => self.held.push(hold(path)?),
             Step::Empty { at, size, is_writable } => {
                 let flags = if *is_writable { private } else { private | MsFlags::MS_RDONLY };
@@ -649,7 +705,9 @@ mod tests {
         let plan = Plan {
             runtime: "/run/user/7/mine".into(),
             runtime_bytes: 65_536,
-            hidden: vec![hidden("/run/user/7", true), hidden("/tmp/bus", false)],
+            hidden: vec![hidden("/run/user/7", true), hidden("/tmp/mine/bus", false)],
+            moved: paths(&["/tmp/mine"]),
+            is_closed: true,
             shown: vec![("/run/user/7/mine/authsock-run/a".into(), "/run/user/7/mine/authsock-run/a".into())],
             found_by: paths(&["/link/token"]),
         };
@@ -663,10 +721,13 @@ mod tests {
                 "writing /proc/self/uid_map",
                 "writing /proc/self/gid_map",
                 "making its mounts private",
+                "writing /proc/sys/user/max_user_namespaces",
+                "writing /proc/sys/user/max_mnt_namespaces",
+                "mounting /tmp/mine on itself",
                 "opening /run/user/7/mine/authsock-run/a",
                 "mounting an empty directory on /run/user/7",
                 "making /run/user/7/mine",
-                "mounting /dev/null on /tmp/bus",
+                "mounting /dev/null on /tmp/mine/bus",
                 "mounting an empty directory on /run/user/7/mine",
                 "making /run/user/7/mine/authsock-run",
                 "making /run/user/7/mine/authsock-run/a",
@@ -691,6 +752,7 @@ mod tests {
             (Step::Namespaces, Errno::EPERM, "unprivileged_userns_clone"),
             (Step::Write("/proc/self/uid_map", String::new()), Errno::EPERM, "apparmor_restrict"),
             (Step::Private, Errno::EACCES, "apparmor_restrict"),
+            (Step::Write(CLOSED[0], "0".into()), Errno::EROFS, "read-only /proc/sys"),
             (Step::Scope, Errno::E2BIG, "16"),
         ] {
             assert!(advice(&step, errno).contains(word), "{step} {errno}");
