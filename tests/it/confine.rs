@@ -308,23 +308,69 @@ fn a_confined_program_is_its_session_to_the_daemon_and_so_is_what_it_leaves_behi
     let (code, said) = inside.tell("authsock doctor");
     assert_eq!(code, 0, "nothing is wrong there: {said}");
     // Its token is its own to replace, and nobody else's.
-    let before = inside.token();
+    let token_of = |inside: &mut Inside| inside.tell("cat \"$AUTHSOCK_TOKEN_FILE\"").1;
+    let before = token_of(&mut inside);
+    assert_eq!(before, inside.token());
     assert_eq!(inside.tell("authsock token rotate").0, 0);
-    assert_ne!(inside.token(), before, "what is written inside is read outside");
+    assert_ne!(token_of(&mut inside), before);
+    assert_eq!(inside.token(), before, "what is written inside stays there");
     assert_eq!(inside.id(), who["session"]["id"].as_str().unwrap());
     let (code, said) = inside.tell("env -u AUTHSOCK_SOCKET -u AUTHSOCK_TOKEN_FILE authsock whoami");
     assert_eq!(code, 4, "there is no owner's token to be found: {said}");
     assert!(said.contains("is not there"), "{said}");
     // The program that it starts sees the private directory and nothing else in it.
-    let (_, said) = inside.tell(
-        "cd \"$XDG_RUNTIME_DIR\" && find . | sort | grep -v -e /token -e /in-use -e run/.*/authsock.sock",
-    );
+    let (_, said) = inside.tell("cd \"$XDG_RUNTIME_DIR\" && find . | sort");
     let home = inside.token_file.parent().unwrap().file_name().unwrap().to_str().unwrap();
-    let expected = format!(".\n./authsock-run\n./authsock-run/{home}\n./authsock.sock");
-    assert_eq!(said.trim(), expected);
+    let mut expected: Vec<String> = [".", "./authsock-run", "./authsock.sock"].map(str::to_owned).into();
+    expected
+        .extend(["", "/token", "/way", "/way/authsock.sock"].map(|it| format!("./authsock-run/{home}{it}")));
+    expected.sort();
+    let mut said: Vec<&str> = said.trim().lines().collect();
+    said.sort_unstable();
+    assert_eq!(said, expected);
     assert_eq!(inside.end(), 0);
     assert!(std::fs::read_dir(ground.runtime().join("authsock-run")).unwrap().next().is_none());
     daemon.wait_for_log("(kept) ended: leader_exited");
+}
+
+#[test]
+fn a_confined_program_changes_nothing_in_the_runtime_directory_outside() {
+    if !may_confine() {
+        return;
+    }
+    let (ground, _daemon) = served();
+    let mut inside = confined(&ground, &[]);
+    let home = inside.token_file.parent().unwrap().to_path_buf();
+    let listed = || {
+        let mut all: Vec<_> = [&home, &home.join("way")]
+            .into_iter()
+            .flat_map(|dir| std::fs::read_dir(dir).unwrap())
+            .map(|entry| {
+                let entry = entry.unwrap();
+                (entry.file_name(), entry.metadata().unwrap().permissions().mode())
+            })
+            .collect();
+        all.sort();
+        (all, std::fs::metadata(ground.init_socket()).unwrap().permissions().mode())
+    };
+    let before = listed();
+    for (attempt, word) in [
+        ("mkdir $HOME_OF_IT/way/d", "Read-only"),
+        ("chmod 0 $HOME_OF_IT/way", "Read-only"),
+        ("chmod 0 $HOME_OF_IT/way/authsock.sock", "Read-only"),
+        ("rm $HOME_OF_IT/way/authsock.sock", "Read-only"),
+        ("chmod 0 $XDG_RUNTIME_DIR/authsock.sock", "Read-only"),
+        ("rm $XDG_RUNTIME_DIR/authsock.sock", "busy"),
+        ("mv $HOME_OF_IT $HOME_OF_IT-gone", ""),
+        ("mkdir $HOME_OF_IT/d && echo >$HOME_OF_IT/d/f", ""),
+    ] {
+        let (code, said) = inside.tell(&format!("HOME_OF_IT=$(dirname $AUTHSOCK_TOKEN_FILE); {attempt}"));
+        assert!(word.is_empty() || code != 0 && said.contains(word), "{attempt}: {said}");
+        inside.tell("mv $(dirname $AUTHSOCK_TOKEN_FILE)-gone $(dirname $AUTHSOCK_TOKEN_FILE)");
+    }
+    assert_eq!(listed(), before);
+    // Its own sessions sweep there, and not it.
+    assert_eq!(inside.tell("authsock run -- true; authsock whoami").0, 0);
 }
 
 #[test]
