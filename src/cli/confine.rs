@@ -12,17 +12,20 @@ mod imp {
     use std::process::{Command, ExitStatus};
 
     use super::super::args::Common;
+    use super::super::run::WAY;
     use super::super::{Failure, client_options, exit, runtime};
     use crate::client::connect::places;
     use crate::client::{Client, Options};
     use crate::config::Config;
     use crate::credential::discover::trusted_env;
     use crate::kernel::confine::{CannotConfine, Confinement, Plan};
-    use crate::kernel::dir::own_uid;
+    use crate::kernel::dir::{Dir, Problem, Unusable, is_private, own_uid};
     use crate::kernel::relink::SecondName;
     use crate::kernel::signals::{self, Beside};
     use crate::kernel::socket::CheckedSocket;
-    use crate::place::{Env, Places, SocketPath, runtime_directories, system_socket, system_state, var};
+    use crate::place::{
+        Env, Places, SocketPath, TOKEN_FILE, runtime_directories, system_socket, system_state, var,
+    };
 
     /// Variables that lead to a bus, by which a program has others started for it. The system's bus has a
     /// policy of its own, and no variable is needed to find it.
@@ -36,7 +39,7 @@ mod imp {
     /// What systemd and the session bus have in a runtime directory, by which programs are started.
     const STARTERS: [&str; 2] = ["bus", "systemd"];
 
-    /// The name that the socket has in the session's own directory.
+    /// The name that the socket has in the session's [`WAY`].
     const SECOND_NAME: &str = "authsock.sock";
 
     pub(in super::super) fn refuse_where_there_is_none() -> Result<(), Failure> {
@@ -52,29 +55,33 @@ mod imp {
     ) -> Result<Confined, Failure> {
         let cannot = |error: &dyn std::fmt::Display| Failure::new(exit::RUN_FAILED, error);
         wake_the_machine_s()?;
+        make_the_place_of_who_has_none().map_err(|error| cannot(&error))?;
         let places = places(false);
         let (runtime, given) = (places.runtime(), client_options(common));
         let real = runtime.canonicalize().map_err(|error| cannot(&error))?;
-        let shown = shown(&real, socket, home).map_err(|error| cannot(&error))?;
         // By the names that the program is told.
         let named = |path: &Path| match path.strip_prefix(&real) {
             Ok(below) => runtime.join(below),
             Err(_) => path.to_path_buf(),
         };
-        let mut found_by: Vec<PathBuf> = shown.iter().map(|(_, at)| named(at)).collect();
         for name in BUSES.into_iter().chain([var::CREDENTIALS_DIRECTORY]) {
             command.env_remove(name);
         }
         command.env(var::XDG_RUNTIME_DIR, runtime);
         let followed = follow(&places, socket, home);
-        found_by.extend(followed.is_some().then(|| home.join(SECOND_NAME)));
-        if let Some(socket) = found_by.last() {
+        let (shown, copied) =
+            shown(&real, socket, home, followed.is_some()).map_err(|error| cannot(&error))?;
+        let mut found_by: Vec<PathBuf> = shown.iter().chain(&copied).map(|(_, at)| named(at)).collect();
+        let followed_at = followed.is_some().then(|| home.join(WAY).join(SECOND_NAME));
+        let socket_inside = followed_at.clone().or_else(|| shown.last().map(|(_, at)| named(at)));
+        if let Some(socket) = socket_inside {
             command.env(var::SOCKET, socket);
         }
+        found_by.extend(followed_at);
         let secrets = secrets(&trusted_env, &places, socket, &given);
         // Who cannot read it was warned by the connection.
         let config = Config::load(places.config(), given.config.as_deref()).unwrap_or_default();
-        let plan = Plan::of(runtime, config.confined_runtime, &secrets, shown, found_by);
+        let plan = Plan::of(runtime, config.confined_runtime, &secrets, shown, copied, found_by);
         let plan = plan.map_err(|error| cannot(&error))?;
         let confinement = Confinement::prepare(&plan, command).map_err(|error| cannot(&error))?;
         Ok(Confined { confinement, followed })
@@ -112,7 +119,9 @@ mod imp {
     /// Gives the socket a name in the session's own directory, which follows when it is made anew: what is mounted is
     /// one socket for good. Not possible where it is another user's, or lies on another file system.
     fn follow(places: &Places, socket: &Path, home: &Path) -> Option<SecondName> {
-        let at = SocketPath::new(home.join(SECOND_NAME)).ok()?;
+        let way = home.join(WAY);
+        let at = SocketPath::new(way.join(SECOND_NAME)).ok()?;
+        Dir::open_or_create(&way, own_uid()).ok()?;
         let mut of = vec![socket.to_path_buf()];
         if socket == places.ondemand_socket() {
             // A later installation takes over.
@@ -141,12 +150,44 @@ mod imp {
         Ok(())
     }
 
-    /// What is shown in the runtime directory: the session's own directory, and the socket, each from
-    /// where and where.
-    fn shown(runtime: &Path, socket: &Path, home: &Path) -> std::io::Result<Vec<(PathBuf, PathBuf)>> {
+    /// Makes the runtime directory that clients without a variable would make: what CMD made there first would be
+    /// taken for theirs, and be read by it. Where the login's is there they use that.
+    fn make_the_place_of_who_has_none() -> Result<(), Unusable> {
+        let [logind, own] = runtime_directories(own_uid());
+        if is_private(&logind) {
+            return Ok(());
+        }
+        if let Err(unusable) = Dir::open_or_create(&own, own_uid()) {
+            // One that clients refuse leads nobody to a token; what is there is hidden all the same. Where this user
+            // can make none, the program cannot.
+            let nowhere = |error: &io::Error| {
+                matches!(
+                    error.kind(),
+                    io::ErrorKind::ReadOnlyFilesystem
+                        | io::ErrorKind::PermissionDenied
+                        | io::ErrorKind::NotFound
+                )
+            };
+            let is_impossible = matches!(&unusable.problem, Problem::Io { source, .. } if nowhere(source));
+            if !is_impossible && own.symlink_metadata().is_err() {
+                return Err(unusable);
+            }
+        }
+        Ok(())
+    }
+
+    /// Files: from where, and where.
+    type Ways = Vec<(PathBuf, PathBuf)>;
+
+    /// What is shown in the runtime directory, the socket last, and what is copied there: the token. So there is
+    /// nothing in the directory outside that the program could change.
+    fn shown(runtime: &Path, socket: &Path, home: &Path, has_way: bool) -> io::Result<(Ways, Ways)> {
         let (home, socket) = (in_its_directory(home)?, in_its_directory(socket)?);
         let at = if socket.starts_with(runtime) { socket.clone() } else { runtime.join("authsock.sock") };
-        Ok(vec![(home.clone(), home), (socket, at)])
+        let as_it_is = |path: PathBuf| (path.clone(), path);
+        let mut shown = Vec::from_iter(has_way.then(|| as_it_is(home.join(WAY))));
+        shown.push((socket, at));
+        Ok((shown, vec![as_it_is(home.join(TOKEN_FILE))]))
     }
 
     /// A path without links on the way to it; it may be one itself.
@@ -260,11 +301,13 @@ mod imp {
             let runtime = root.join("run");
             std::fs::create_dir_all(runtime.join("authsock-run/x")).unwrap();
             let home = runtime.join("authsock-run/x");
-            let of = |socket: PathBuf| shown(&runtime, &socket, &home).unwrap();
+            let of = |socket: PathBuf, has_way| shown(&runtime, &socket, &home, has_way).unwrap();
             let (within, outside) = (runtime.join("authsock-ondemand.sock"), root.join("s"));
-            assert_eq!(of(within.clone()), [(home.clone(), home.clone()), (within.clone(), within)]);
+            let token = vec![(home.join("token"), home.join("token"))];
+            let way = (home.join("way"), home.join("way"));
+            assert_eq!(of(within.clone(), true), (vec![way, (within.clone(), within)], token.clone()));
             let given = (outside.clone(), runtime.join("authsock.sock"));
-            assert_eq!(of(outside), [(home.clone(), home.clone()), given]);
+            assert_eq!(of(outside, false), (vec![given], token));
         }
     }
 }

@@ -26,6 +26,8 @@ use crate::session::{Binding, NAME_MAX, Name};
 
 /// File that is locked for as long as a session's directory is in use.
 const IN_USE: &str = "in-use";
+/// Directory in it of what a confined program is shown and cannot change.
+pub(super) const WAY: &str = "way";
 
 /// Runs a program as a session; returns its exit code.
 pub(super) fn run(common: &Common, args: Run) -> Result<u8, Failure> {
@@ -149,7 +151,7 @@ fn path_with_ourselves() -> Option<std::ffi::OsString> {
 /// A private directory that holds one session's token, for as long as this lives.
 struct TokenHome {
     path: PathBuf,
-    _lock: Lock,
+    _lock: Option<Lock>,
 }
 
 impl TokenHome {
@@ -164,11 +166,14 @@ impl TokenHome {
         // Under a name that nobody sweeps until it is locked.
         let new = runs.path().join(format!(".{name}"));
         let dir = Dir::open_or_create(&new, own_uid())?;
-        let lock = dir.try_lock(IN_USE)?.ok_or("a directory that was just made is locked")?;
+        // From here on whatever fails leaves nothing behind.
+        let mut home = TokenHome { path: new, _lock: None };
+        home._lock = Some(dir.try_lock(IN_USE)?.ok_or("a directory that was just made is locked")?);
         file::store(&dir, TOKEN_FILE, token)?;
         let path = runs.path().join(name);
-        std::fs::rename(&new, &path)?;
-        Ok(TokenHome { path, _lock: lock })
+        std::fs::rename(&home.path, &path)?;
+        home.path = path;
+        Ok(home)
     }
 
     fn token_path(&self) -> PathBuf {
@@ -178,7 +183,29 @@ impl TokenHome {
 
 impl Drop for TokenHome {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.path);
+        clear(&self.path);
+    }
+}
+
+/// Removes a session's directory: the token first. What a program of the session put there may be of any size and
+/// depth, and must not keep others from going: files go, up to a limit, directories that are not ours stay.
+fn clear(home: &Path) {
+    const FILES_MAX: usize = 1000;
+    for name in [TOKEN_FILE, IN_USE] {
+        let _ = std::fs::remove_file(home.join(name));
+    }
+    for dir in [&home.join(WAY), home] {
+        // Through no link: what lies elsewhere is not ours to remove.
+        let is_dir = dir.symlink_metadata().is_ok_and(|found| found.is_dir());
+        let entries = is_dir.then(|| std::fs::read_dir(dir)).and_then(Result::ok);
+        for entry in entries.into_iter().flatten().flatten().take(FILES_MAX) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+        if let Err(error) = std::fs::remove_dir(dir)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::debug!("{} is left: {error}", dir.display());
+        }
     }
 }
 
@@ -202,8 +229,11 @@ pub(super) fn sweep(runs: &Path) {
             continue;
         }
         let Ok(dir) = Dir::open(&entry.path(), own_uid()) else { continue };
-        if let Ok(Some(_unused)) = dir.try_lock(IN_USE) {
-            let _ = std::fs::remove_dir_all(entry.path());
+        if !dir.has(IN_USE) {
+            // A confined session sees its own so, with the token in it; else it is what was left of one.
+            let _ = std::fs::remove_dir(entry.path());
+        } else if let Ok(Some(_unused)) = dir.try_lock(IN_USE) {
+            clear(&entry.path());
         }
     }
 }

@@ -17,24 +17,31 @@ use landlock::{
     RulesetError, Scope,
 };
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, FdFlag, OFlag, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, UnixAddr, getpeername, getsockname};
 use nix::sys::stat::{self, Mode, SFlag};
-use nix::unistd;
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::{self, AccessFlags};
+use zeroize::Zeroizing;
 
 use super::mounts::{Mounts, hold, inode_of};
 
 /// How many bytes of the private runtime directory there are for each file in it that it can hold.
 const BYTES_PER_FILE: u64 = 4096;
+/// How many bytes a file must have fewer than to be copied for the program: a token's has 65.
+const COPY_MAX: usize = 4096;
 /// What is laid over a hidden directory: its root and nothing else.
 const COVER_SIZE: &str = "size=4k,nr_inodes=1";
 /// As [`COVER_SIZE`], with room for the way to what is shown below it.
 const PASSAGE_SIZE: &str = "size=64k,nr_inodes=64";
 /// What is laid over a hidden file: there is no getting anything out of it, nor connecting to it.
 const NOTHING: &str = "/dev/null";
+/// How many further namespaces there may be (namespaces(7), user.max_*); what is written here by who is in a user
+/// namespace holds for it and what is below it, and only with CAP_SYS_RESOURCE there can it be changed.
+const CLOSED: [&str; 2] = ["/proc/sys/user/max_user_namespaces", "/proc/sys/user/max_mnt_namespaces"];
 
 /// What a program is to see of the files that lead to tokens and to other programs.
 #[derive(Debug, Clone)]
@@ -45,8 +52,14 @@ pub struct Plan {
     runtime_bytes: u64,
     /// What is covered, outermost first; none lies below another or below the runtime directory.
     hidden: Vec<Hidden>,
-    /// What is shown in the runtime directory: from where, and where.
+    /// Directories on the way to what is covered that this user could give another name, outermost first.
+    moved: Vec<PathBuf>,
+    /// Whether a further namespace could undo a cover: see [`may_be_moved`].
+    is_closed: bool,
+    /// What is shown in the runtime directory and cannot be changed there: from where, and where.
     shown: Vec<(PathBuf, PathBuf)>,
+    /// Files of which the runtime directory has copies, which are the program's own: of what, and where.
+    copied: Vec<(PathBuf, PathBuf)>,
     /// Paths by which the program must find what is shown.
     found_by: Vec<PathBuf>,
 }
@@ -101,9 +114,9 @@ pub enum CannotConfine {
 
 impl Plan {
     /// Finds out what is to be covered. `secret` are files and directories that lead to what is kept from the program;
-    /// those that do not exist need no cover. Wherever another mount shows the same they are covered too. Of `shown`
-    /// each lies in the runtime directory, as what comes second says. The runtime directory holds `runtime_bytes`, in
-    /// at most so many files of 4096 bytes.
+    /// those that do not exist need no cover. Wherever another mount shows the same they are covered too. Of `shown` and
+    /// `copied` each lies in the runtime directory, as what comes second says. The runtime directory holds
+    /// `runtime_bytes` beside these, in at most so many files of 4096 bytes.
     ///
     /// # Errors
     /// If one cannot be examined.
@@ -112,6 +125,7 @@ impl Plan {
         runtime_bytes: u64,
         secret: &[PathBuf],
         shown: Vec<(PathBuf, PathBuf)>,
+        copied: Vec<(PathBuf, PathBuf)>,
         found_by: Vec<PathBuf>,
     ) -> Result<Plan, CannotConfine> {
         let failed = |path: &Path, error: io::Error| CannotConfine::Look {
@@ -137,7 +151,23 @@ impl Plan {
             let is_dir = path.symlink_metadata().map_err(|error| failed(&path, error))?.is_dir();
             hidden.push(Hidden { path, is_dir });
         }
-        Ok(Plan { runtime, runtime_bytes, hidden, shown, found_by })
+        let (mut moved, mut is_closed) = (Vec::new(), false);
+        for cover in std::iter::once(&runtime).chain(hidden.iter().map(|hidden| &hidden.path)) {
+            for path in cover.ancestors() {
+                if !may_be_moved(path).map_err(|error| failed(path, error))? {
+                    continue;
+                }
+                is_closed = true;
+                // A cover keeps its own place in use, and what lies below one is not to be reached.
+                let is_covered = path == cover || hidden.iter().any(|hidden| path.starts_with(&hidden.path));
+                if !is_covered {
+                    moved.push(path.to_path_buf());
+                }
+            }
+        }
+        moved.sort();
+        moved.dedup();
+        Ok(Plan { runtime, runtime_bytes, hidden, moved, is_closed, shown, copied, found_by })
     }
 
     /// What a path lies in that the program does not see.
@@ -156,8 +186,14 @@ impl Plan {
             Step::Write("/proc/self/gid_map", format!("{gid} {gid} 1")),
             Step::Private,
         ];
+        if self.is_closed {
+            // Rename(2) refuses what is a mount point in the namespace of who asks, and only there.
+            steps.extend(CLOSED.map(|file| Step::Write(file, "0".into())));
+        }
+        steps.extend(self.moved.iter().cloned().map(Step::Pin));
         // Held before anything covers them, and in the new namespace: only its own can be mounted again.
         steps.extend(self.shown.iter().map(|(from, _)| Step::Hold(from.clone())));
+        steps.extend(self.copied.iter().map(|(from, _)| Step::Read(from.clone())));
         let leads_to_runtime = |hidden: &Hidden| self.runtime.starts_with(&hidden.path);
         for hidden in &self.hidden {
             steps.push(match (hidden.is_dir, leads_to_runtime(hidden)) {
@@ -175,12 +211,19 @@ impl Plan {
         }
         // Its root is a file too, and what leads to what is shown.
         let files = self.runtime_bytes.div_ceil(BYTES_PER_FILE) + 8;
-        let size = format!("size={},nr_inodes={files}", self.runtime_bytes);
+        let copies = self.copied.iter().map(|_| COPY_MAX as u64).sum::<u64>();
+        let size = format!("size={},nr_inodes={files}", self.runtime_bytes + copies);
         steps.push(Step::Empty { at: self.runtime.clone(), size, is_writable: true });
         for (number, (from, at)) in self.shown.iter().enumerate() {
             steps.extend(way(&self.runtime, at).map(Step::Dir));
             steps.push(if from.is_dir() { Step::Dir(at.clone()) } else { Step::File(at.clone()) });
             steps.push(Step::Show { number, at: at.clone() });
+            // The socket's mode is its owner's to change, and so the program's else.
+            steps.push(Step::Seal(at.clone()));
+        }
+        for (number, (_, at)) in self.copied.iter().enumerate() {
+            steps.extend(way(&self.runtime, at).map(Step::Dir));
+            steps.push(Step::Copy { number, at: at.clone() });
         }
         let passages = self.hidden.iter().filter(|hidden| leads_to_runtime(hidden));
         steps.extend(passages.map(|hidden| Step::Seal(hidden.path.clone())));
@@ -189,6 +232,27 @@ impl Plan {
         // Last, since everything above needs the rights that these take.
         steps.extend([Step::NoNewPrivileges, Step::Scope, Step::NoTyping, Step::NoCapabilities]);
         steps
+    }
+}
+
+/// Whether this user could give what lies there another name, if need be by changing the directory's mode first. What
+/// is a mount point cannot be renamed (EBUSY), by whatever way it is reached; but with all rights in a further
+/// namespace of its own a program could take the mount away first.
+fn may_be_moved(path: &Path) -> io::Result<bool> {
+    let Some(parent) = path.parent() else { return Ok(false) };
+    let (dir, entry) = (stat::lstat(parent)?, stat::lstat(path)?);
+    let own = unistd::geteuid().as_raw();
+    if dir.st_uid == own {
+        return Ok(true);
+    }
+    let is_sticky = Mode::from_bits_truncate(dir.st_mode).contains(Mode::S_ISVTX);
+    if is_sticky && entry.st_uid != own {
+        return Ok(false);
+    }
+    match unistd::faccessat(AT_FDCWD, parent, AccessFlags::W_OK, AtFlags::AT_EACCESS) {
+        Ok(()) => Ok(true),
+        Err(Errno::EACCES | Errno::EPERM | Errno::EROFS) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -231,7 +295,10 @@ enum Step {
     Write(&'static str, String),
     /// No mount made outside shows inside from now on, nor the other way round.
     Private,
+    /// Makes a directory a mount point, which cannot be renamed.
+    Pin(PathBuf),
     Hold(PathBuf),
+    Read(PathBuf),
     Empty {
         at: PathBuf,
         size: String,
@@ -244,6 +311,11 @@ enum Step {
         number: usize,
         at: PathBuf,
     },
+    Copy {
+        number: usize,
+        at: PathBuf,
+    },
+    /// Makes a mount read-only, as far as it is reached by this path.
     Seal(PathBuf),
     Find(PathBuf),
     Return {
@@ -262,7 +334,10 @@ impl fmt::Display for Step {
             Step::Namespaces => f.write_str("making a user and mount namespace"),
             Step::Write(file, _) => write!(f, "writing {file}"),
             Step::Private => f.write_str("making its mounts private"),
+            Step::Pin(path) => write!(f, "mounting {} on itself", path.display()),
             Step::Hold(path) => write!(f, "opening {}", path.display()),
+            Step::Read(path) => write!(f, "reading {}", path.display()),
+            Step::Copy { at, .. } => write!(f, "writing {}", at.display()),
             Step::Empty { at, .. } => write!(f, "mounting an empty directory on {}", at.display()),
             Step::Nothing(path) => write!(f, "mounting {NOTHING} on {}", path.display()),
             Step::Dir(path) | Step::File(path) => write!(f, "making {}", path.display()),
@@ -282,7 +357,7 @@ impl fmt::Display for Step {
 fn advice(step: &Step, errno: Errno) -> &'static str {
     match (step, errno) {
         (Step::Namespaces, Errno::ENOSPC | Errno::EUSERS) => {
-            "; there may be no more user or mount namespaces: see `sysctl user.max_user_namespaces user.max_mnt_namespaces`"
+            "; there may be no more user or mount namespaces: see `sysctl user.max_user_namespaces user.max_mnt_namespaces`. In a confined session they are 0 where its user could move what is hidden away: start it with XDG_RUNTIME_DIR below /run/user"
         }
         (Step::Namespaces, Errno::EPERM | Errno::EACCES) => {
             "; user namespaces are forbidden here: by `sysctl kernel.unprivileged_userns_clone`, by a container's seccomp filter, by AppArmor, or because this is a chroot"
@@ -293,8 +368,11 @@ fn advice(step: &Step, errno: Errno) -> &'static str {
         (Step::Write("/proc/self/uid_map", _), Errno::EPERM) => {
             "; where `kernel.apparmor_restrict_unprivileged_userns` is 1, authsock needs an AppArmor profile with `userns,`. Root cannot confine a program from within a confined one"
         }
+        (Step::Write(file, _), Errno::EROFS | Errno::EACCES | Errno::ENOENT) if CLOSED.contains(file) => {
+            "; this user could move what is hidden away, so there must be no further namespaces, and that cannot be said here (a container's read-only /proc/sys?): use a runtime directory below /run/user"
+        }
         (
-            Step::Private | Step::Empty { .. } | Step::Nothing(_) | Step::Show { .. },
+            Step::Private | Step::Pin(_) | Step::Empty { .. } | Step::Nothing(_) | Step::Show { .. },
             Errno::EPERM | Errno::EACCES,
         ) => {
             "; a policy lets nobody mount in a user namespace: where `sysctl kernel.apparmor_restrict_unprivileged_userns` is 1, authsock needs an AppArmor profile with `userns,`"
@@ -311,6 +389,7 @@ fn advice(step: &Step, errno: Errno) -> &'static str {
 struct Child {
     steps: Vec<Step>,
     held: Vec<OwnedFd>,
+    read: Vec<Zeroizing<Vec<u8>>>,
     scope: Option<RulesetCreated>,
     report: OwnedFd,
 }
@@ -340,7 +419,36 @@ impl Child {
                 unistd::write(&file, text.as_bytes())?;
             }
             Step::Private => mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?,
+            Step::Pin(path) => mount(Some(path), path, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?,
             Step::Hold(path) => self.held.push(hold(path)?),
+            Step::Read(path) => {
+                let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let file = nix::fcntl::open(path, flags, Mode::empty())?;
+                // At once as large as it can get: what grows leaves copies behind.
+                let mut bytes = Zeroizing::new(vec![0; COPY_MAX]);
+                let mut length = 0;
+                loop {
+                    match unistd::read(&file, &mut bytes[length..])? {
+                        0 => break,
+                        read => length += read,
+                    }
+                }
+                if length == COPY_MAX {
+                    return Err(Errno::EFBIG.into());
+                }
+                bytes.truncate(length);
+                self.read.push(bytes);
+            }
+            Step::Copy { number, at } => {
+                let mut bytes = self.read.get(*number).ok_or(Errno::EBADF)?.as_slice();
+                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+                let file = nix::fcntl::open(at, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+                while !bytes.is_empty() {
+                    bytes = &bytes[unistd::write(&file, bytes)?..];
+                }
+                // The umask may have taken bits.
+                stat::fchmod(&file, Mode::S_IRUSR | Mode::S_IWUSR)?;
+            }
             Step::Empty { at, size, is_writable } => {
                 let flags = if *is_writable { private } else { private | MsFlags::MS_RDONLY };
                 mount(
@@ -368,7 +476,15 @@ impl Child {
                 mount(Some(held.as_str()), at, NONE, MsFlags::MS_BIND, NONE)?;
             }
             Step::Seal(at) => {
-                let flags = private | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+                // What it is kept from already it must be kept from now too: that is locked for who came from outside.
+                let found = statvfs(at)?.flags();
+                let kept = [
+                    (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+                    (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+                    (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+                ];
+                let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+                flags.extend(kept.into_iter().filter(|(is, _)| found.contains(*is)).map(|(_, flag)| flag));
                 mount(NONE, at, NONE, flags, NONE)?;
             }
             Step::Find(path) => drop(stat::lstat(path)?),
@@ -525,7 +641,13 @@ impl Confinement {
         let (ours, theirs) = unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
             .map_err(|errno| look("make a pipe")(errno.into()))?;
         let steps = plan.steps(unistd::geteuid().as_raw(), unistd::getegid().as_raw(), (cwd, here));
-        let mut child = Child { steps: steps.clone(), held: Vec::new(), scope: Some(scope), report: theirs };
+        let mut child = Child {
+            steps: steps.clone(),
+            held: Vec::new(),
+            read: Vec::new(),
+            scope: Some(scope),
+            report: theirs,
+        };
         // SAFETY: this process has one thread, so the child finds no lock held and may allocate.
         unsafe { command.pre_exec(move || child.confine()) };
         Ok(Confinement { steps, report: ours.into() })
@@ -649,8 +771,11 @@ mod tests {
         let plan = Plan {
             runtime: "/run/user/7/mine".into(),
             runtime_bytes: 65_536,
-            hidden: vec![hidden("/run/user/7", true), hidden("/tmp/bus", false)],
-            shown: vec![("/run/user/7/mine/authsock-run/a".into(), "/run/user/7/mine/authsock-run/a".into())],
+            hidden: vec![hidden("/run/user/7", true), hidden("/tmp/mine/bus", false)],
+            moved: paths(&["/tmp/mine"]),
+            is_closed: true,
+            shown: vec![("/run/user/7/mine/run/a/way".into(), "/run/user/7/mine/run/a/way".into())],
+            copied: vec![("/run/user/7/mine/run/a/token".into(), "/run/user/7/mine/run/a/token".into())],
             found_by: paths(&["/link/token"]),
         };
         let steps: Vec<String> =
@@ -663,14 +788,23 @@ mod tests {
                 "writing /proc/self/uid_map",
                 "writing /proc/self/gid_map",
                 "making its mounts private",
-                "opening /run/user/7/mine/authsock-run/a",
+                "writing /proc/sys/user/max_user_namespaces",
+                "writing /proc/sys/user/max_mnt_namespaces",
+                "mounting /tmp/mine on itself",
+                "opening /run/user/7/mine/run/a/way",
+                "reading /run/user/7/mine/run/a/token",
                 "mounting an empty directory on /run/user/7",
                 "making /run/user/7/mine",
-                "mounting /dev/null on /tmp/bus",
+                "mounting /dev/null on /tmp/mine/bus",
                 "mounting an empty directory on /run/user/7/mine",
-                "making /run/user/7/mine/authsock-run",
-                "making /run/user/7/mine/authsock-run/a",
-                "mounting /run/user/7/mine/authsock-run/a",
+                "making /run/user/7/mine/run",
+                "making /run/user/7/mine/run/a",
+                "making /run/user/7/mine/run/a/way",
+                "mounting /run/user/7/mine/run/a/way",
+                "making /run/user/7/mine/run/a/way read-only",
+                "making /run/user/7/mine/run",
+                "making /run/user/7/mine/run/a",
+                "writing /run/user/7/mine/run/a/token",
                 "making /run/user/7 read-only",
                 "finding /link/token",
                 "entering the working directory /home again",
@@ -691,6 +825,7 @@ mod tests {
             (Step::Namespaces, Errno::EPERM, "unprivileged_userns_clone"),
             (Step::Write("/proc/self/uid_map", String::new()), Errno::EPERM, "apparmor_restrict"),
             (Step::Private, Errno::EACCES, "apparmor_restrict"),
+            (Step::Write(CLOSED[0], "0".into()), Errno::EROFS, "read-only /proc/sys"),
             (Step::Scope, Errno::E2BIG, "16"),
         ] {
             assert!(advice(&step, errno).contains(word), "{step} {errno}");

@@ -164,7 +164,7 @@ fn landlock() -> i64 {
 }
 
 /// What a program gets that shares its user with the rest, and is not confined.
-const EVERYBODY_GETS: [&str; 40] = [
+const EVERYBODY_GETS: [&str; 43] = [
     "a connection to the bus passed down",
     "a directory passed down",
     "an open token passed down",
@@ -188,6 +188,8 @@ const EVERYBODY_GETS: [&str; 40] = [
     "further namespace: another root for all, the old one taken away",
     "further namespace: showing the directory elsewhere, with what hides",
     "further namespace: showing the directory elsewhere, without what hides",
+    "further namespace: the old root taken away, and the directory moved to where a second mount shows it",
+    "further namespace: the way to the directory moved to where a second mount shows it",
     "leader: a descriptor taken out",
     "leader: a signal",
     "leader: a signal by pidfd",
@@ -198,6 +200,7 @@ const EVERYBODY_GETS: [&str; 40] = [
     "leader: its program",
     "leader: its root",
     "leader: traced",
+    "moving the way to the directory away",
     "the directory of what the daemon keeps",
     "the owner's token by $XDG_RUNTIME_DIR",
     "the owner's token by its path",
@@ -305,23 +308,69 @@ fn a_confined_program_is_its_session_to_the_daemon_and_so_is_what_it_leaves_behi
     let (code, said) = inside.tell("authsock doctor");
     assert_eq!(code, 0, "nothing is wrong there: {said}");
     // Its token is its own to replace, and nobody else's.
-    let before = inside.token();
+    let token_of = |inside: &mut Inside| inside.tell("cat \"$AUTHSOCK_TOKEN_FILE\"").1;
+    let before = token_of(&mut inside);
+    assert_eq!(before, inside.token());
     assert_eq!(inside.tell("authsock token rotate").0, 0);
-    assert_ne!(inside.token(), before, "what is written inside is read outside");
+    assert_ne!(token_of(&mut inside), before);
+    assert_eq!(inside.token(), before, "what is written inside stays there");
     assert_eq!(inside.id(), who["session"]["id"].as_str().unwrap());
     let (code, said) = inside.tell("env -u AUTHSOCK_SOCKET -u AUTHSOCK_TOKEN_FILE authsock whoami");
     assert_eq!(code, 4, "there is no owner's token to be found: {said}");
     assert!(said.contains("is not there"), "{said}");
     // The program that it starts sees the private directory and nothing else in it.
-    let (_, said) = inside.tell(
-        "cd \"$XDG_RUNTIME_DIR\" && find . | sort | grep -v -e /token -e /in-use -e run/.*/authsock.sock",
-    );
+    let (_, said) = inside.tell("cd \"$XDG_RUNTIME_DIR\" && find . | sort");
     let home = inside.token_file.parent().unwrap().file_name().unwrap().to_str().unwrap();
-    let expected = format!(".\n./authsock-run\n./authsock-run/{home}\n./authsock.sock");
-    assert_eq!(said.trim(), expected);
+    let mut expected: Vec<String> = [".", "./authsock-run", "./authsock.sock"].map(str::to_owned).into();
+    expected
+        .extend(["", "/token", "/way", "/way/authsock.sock"].map(|it| format!("./authsock-run/{home}{it}")));
+    expected.sort();
+    let mut said: Vec<&str> = said.trim().lines().collect();
+    said.sort_unstable();
+    assert_eq!(said, expected);
     assert_eq!(inside.end(), 0);
     assert!(std::fs::read_dir(ground.runtime().join("authsock-run")).unwrap().next().is_none());
     daemon.wait_for_log("(kept) ended: leader_exited");
+}
+
+#[test]
+fn a_confined_program_changes_nothing_in_the_runtime_directory_outside() {
+    if !may_confine() {
+        return;
+    }
+    let (ground, _daemon) = served();
+    let mut inside = confined(&ground, &[]);
+    let home = inside.token_file.parent().unwrap().to_path_buf();
+    let listed = || {
+        let mut all: Vec<_> = [&home, &home.join("way")]
+            .into_iter()
+            .flat_map(|dir| std::fs::read_dir(dir).unwrap())
+            .map(|entry| {
+                let entry = entry.unwrap();
+                (entry.file_name(), entry.metadata().unwrap().permissions().mode())
+            })
+            .collect();
+        all.sort();
+        (all, std::fs::metadata(ground.init_socket()).unwrap().permissions().mode())
+    };
+    let before = listed();
+    for (attempt, word) in [
+        ("mkdir $HOME_OF_IT/way/d", "Read-only"),
+        ("chmod 0 $HOME_OF_IT/way", "Read-only"),
+        ("chmod 0 $HOME_OF_IT/way/authsock.sock", "Read-only"),
+        ("rm $HOME_OF_IT/way/authsock.sock", "Read-only"),
+        ("chmod 0 $XDG_RUNTIME_DIR/authsock.sock", "Read-only"),
+        ("rm $XDG_RUNTIME_DIR/authsock.sock", "busy"),
+        ("mv $HOME_OF_IT $HOME_OF_IT-gone", ""),
+        ("mkdir $HOME_OF_IT/d && echo >$HOME_OF_IT/d/f", ""),
+    ] {
+        let (code, said) = inside.tell(&format!("HOME_OF_IT=$(dirname $AUTHSOCK_TOKEN_FILE); {attempt}"));
+        assert!(word.is_empty() || code != 0 && said.contains(word), "{attempt}: {said}");
+        inside.tell("mv $(dirname $AUTHSOCK_TOKEN_FILE)-gone $(dirname $AUTHSOCK_TOKEN_FILE)");
+    }
+    assert_eq!(listed(), before);
+    // Its own sessions sweep there, and not it.
+    assert_eq!(inside.tell("authsock run -- true; authsock whoami").0, 0);
 }
 
 #[test]
@@ -332,17 +381,6 @@ fn what_is_started_in_a_confined_session_is_in_it_or_is_not_started() {
     let (ground, _daemon) = served();
     let mut inside = confined(&ground, &["--name", "kept"]);
     let id = inside.id();
-    let mut in_it = Vec::new();
-    if !skip_unless(!is_root(), "root gets no further namespace with a number of its own") {
-        in_it.push(("a pid namespace", "unshare -U -r -p -f sh -c 'authsock whoami --json; exit $?'"));
-        if !skip_unless(has("bwrap"), "bubblewrap is not installed") {
-            in_it
-                .push(("a container", "bwrap --ro-bind / / --dev /dev --unshare-pid authsock whoami --json"));
-        }
-    }
-    for (name, command) in in_it {
-        assert_eq!(inside.json(command)["session"]["id"], id.as_str(), "{name}");
-    }
     if !skip_unless(has("tmux"), "tmux is not installed") {
         // The word comes by a pipe of the terminal's own.
         let said = ground.root().join("said");
@@ -377,21 +415,10 @@ fn sessions_nest_in_a_confined_one_and_each_sees_its_own_token_alone() {
         (&child["session"]["name"], &child["session"]["parent"]),
         (&"inner".into(), &id.as_str().into())
     );
-    let (code, said) = outer.tell(
-        "authsock run --confine --name deep -- sh -c 'authsock whoami --json; cat \"$0\"' \"$AUTHSOCK_TOKEN_FILE\"",
-    );
-    if is_root() {
-        // Without CAP_SETFCAP nobody gives root's number to a namespace (user_namespaces(7)).
-        assert_eq!(code, 125, "{said}");
-        assert!(
-            said.contains("writing /proc/self/uid_map") && said.contains("from within a confined"),
-            "{said}"
-        );
-    } else {
-        assert!(said.contains("\"deep\"") && said.contains(&id), "{said}");
-        assert!(said.contains("No such file"), "the outer one's token is not there: {said}");
-        assert_eq!(code, 1, "{said}");
-    }
+    // This ground is its user's to move, and so there are no further namespaces.
+    let (code, said) = outer.tell("authsock run --confine --name deep -- true");
+    assert_eq!(code, 125, "{said}");
+    assert!(said.contains("making a user") && said.contains("below /run/user"), "{said}");
     assert_eq!(outer.id(), id);
 }
 
@@ -650,6 +677,105 @@ trap '"$0" call daemon.retire >/dev/null' EXIT
     assert!(said.contains("\"second\""), "a session in it: {}", text_of(&output));
 }
 
+/// A user who has just logged in, with a runtime directory in one of root's: a shell that runs `script` as that user,
+/// in mounts of its own, with authsock in its PATH. None, said aloud, where this test may not become others.
+fn logged_in(ground: &Ground, script: &str) -> Option<Command> {
+    const USER: &str = "54321";
+    if skip_unless(is_root() && has("setpriv"), "a runtime directory in one of root's is root's to make") {
+        return None;
+    }
+    let mut command = ground.command("unshare");
+    let prepare = r#"
+mount -t tmpfs tmpfs /run
+mkdir -p /run/user /run/bin
+cp "$0" /run/bin/authsock
+for place in /run/user/$USERID /run/home; do mkdir -m 700 $place; chown $USERID:$USERID $place; done
+cd /
+exec setpriv --reuid=$USERID --regid=$USERID --clear-groups env HOME=/run/home XDG_RUNTIME_DIR=/run/user/$USERID \
+    PATH="/run/bin:$PATH" sh -euc "trap 'authsock call daemon.retire >/dev/null' EXIT; $SCRIPT"
+"#;
+    command.args(["--mount", "--propagation", "private", "--", "sh", "-euc", prepare]).arg(&ground.binary);
+    command.env("SCRIPT", script).env("USERID", USER);
+    Some(command)
+}
+
+#[test]
+fn below_a_directory_of_root_s_further_namespaces_and_confinement_go_on() {
+    if !may_confine() {
+        return;
+    }
+    let ground = Ground::new();
+    let bwrap = "bwrap --ro-bind / / --dev /dev --unshare-pid authsock whoami --json";
+    let bwrap = if skip_unless(has("bwrap"), "bubblewrap is not installed") { "" } else { bwrap };
+    let inside = format!(
+        "authsock whoami --json; unshare -U -r -p -f sh -c \"authsock whoami --json; exit \\$?\"; {bwrap}\necho then; authsock run --confine --name deep -- sh -c \"authsock whoami --json; cat \\$0 || true\" $AUTHSOCK_TOKEN_FILE 2>&1"
+    );
+    let script =
+        "authsock run --confine --name outer -- sh -euc \"$INSIDE\"; ls -A $XDG_RUNTIME_DIR/authsock-run";
+    let Some(mut command) = logged_in(&ground, script) else { return };
+    let output = command.env("INSIDE", inside).output().unwrap();
+    assert!(output.status.success(), "{}", text_of(&output));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (alike, deep) = said.split_once("then\n").unwrap();
+    let sessions: Vec<serde_json::Value> =
+        serde_json::Deserializer::from_str(alike).into_iter().map(Result::unwrap).collect();
+    assert_eq!(sessions.len(), if bwrap.is_empty() { 2 } else { 3 }, "{said}");
+    assert!(sessions.iter().all(|it| it["session"] == sessions[0]["session"]), "{said}");
+    assert!(deep.contains("\"deep\"") && deep.contains(sessions[0]["session"]["id"].as_str().unwrap()));
+    assert!(deep.trim_end().ends_with("No such file or directory"), "the outer one's token: {said}");
+}
+
+#[test]
+fn the_place_of_who_has_no_runtime_directory_is_there_to_be_hidden_before_the_program_can_make_it() {
+    if !may_confine() {
+        return;
+    }
+    let (ground, _daemon) = served();
+    let uid = nix::unistd::geteuid();
+    let script = r#"
+mount -t tmpfs tmpfs /run
+mount -t tmpfs -o mode=1777 tmpfs /mnt
+mkdir /mnt/ground
+mount --rbind "$GROUND" /mnt/ground
+mount --rbind /mnt /tmp
+cd /
+export HOME=/tmp/ground/home XDG_RUNTIME_DIR=/tmp/ground/run
+attempt='ls -d "$PLACE"; mkdir "$PLACE" || touch "$PLACE/mine" || echo neither'
+echo unconfined; "$0" run -- sh -c "$attempt" 2>/dev/null || true
+rm -rf "$PLACE"
+echo confined; "$0" run --confine -- sh -c "$attempt" 2>/dev/null || true
+stat -c %a "$PLACE"; ls -A "$PLACE"
+"#;
+    let Some(mut command) = in_own_mounts(&ground, script) else { return };
+    let place = format!("/tmp/authsock-{uid}");
+    let output = command.env("GROUND", ground.root()).env("PLACE", &place).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, format!("unconfined\nconfined\n{place}\nneither\n700\n"), "{}", text_of(&output));
+}
+
+#[test]
+fn what_leads_to_what_is_hidden_cannot_be_moved_through_another_mount_either() {
+    if !may_confine() {
+        return;
+    }
+    let ground = Ground::new();
+    let script = r#"
+cd "$GROUND"
+mkdir -p way/mid/run other
+mount --bind way other
+export XDG_RUNTIME_DIR="$GROUND/way/mid/run"
+trap '"$0" call daemon.retire >/dev/null' EXIT
+attempt='if mv other/mid other/gone; then ls way/gone/run/authsock/token; mv other/gone other/mid; fi 2>&1'
+echo unconfined; "$0" run -- sh -c "$attempt"
+echo confined; "$0" run --confine -- sh -c "$attempt"
+"#;
+    let Some(mut command) = in_own_mounts(&ground, script) else { return };
+    let output = command.env("GROUND", ground.root()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.starts_with("unconfined\nway/gone/run/authsock/token\nconfined\n"), "{}", text_of(&output));
+    assert!(said.trim_end().ends_with("busy"), "{}", text_of(&output));
+}
+
 #[test]
 fn a_socket_that_lies_elsewhere_is_shown_in_the_private_directory() {
     if !may_confine() {
@@ -695,7 +821,7 @@ fn a_confined_session_goes_on_with_the_daemon_that_follows() {
 }
 
 #[test]
-fn what_is_made_anew_where_the_user_may_write_is_not_hidden() {
+fn what_leads_to_what_is_hidden_cannot_be_moved_away_where_the_user_may_write() {
     if !may_confine() {
         return;
     }
@@ -710,18 +836,20 @@ fn what_is_made_anew_where_the_user_may_write_is_not_hidden() {
     let mut inside = Inside::begin_with(
         run(&ground.binary, &["run", "--confine", "--", "sh", "-c"]).arg(crate::tree::OBEDIENT),
     );
-    let way = path(&way);
-    let (code, said) = inside.tell(&format!("mv {way}/run {way}/gone"));
-    assert_ne!(code, 0, "the directory itself is in use inside: {said}");
-    let (code, said) = inside.tell(&format!("mv {way} {way}-gone && mkdir -p {way}/run/authsock"));
-    assert_eq!(code, 0, "{said}");
-    put(&runtime.join("authsock/token"), "made anew", 0o600);
-    assert_eq!(inside.tell(&format!("cat {way}/run/authsock/token")), (0, "made anew".to_owned()));
-    let (code, said) = inside.tell(&format!("ls -A {way}-gone/run"));
-    assert_eq!((code, said.trim()), (0, "authsock-ondemand.sock\nauthsock-run"), "the old one stays hidden");
+    for path in [&runtime, &way, ground.root()] {
+        let (code, said) = inside.tell(&format!("mv {0} {0}-gone", self::path(path)));
+        assert!(code != 0 && said.contains("busy"), "{}: {said}", path.display());
+    }
+    let (code, said) = inside.tell(&format!("mkdir {0}/a && mv {0}/a {0}/b && rmdir {0}/b", path(&way)));
+    assert_eq!(code, 0, "what lies beside is theirs to move: {said}");
+    let (code, said) = inside.tell("unshare --user true");
+    assert!(code != 0 && said.contains("No space"), "{said}");
+    let (code, said) = inside.tell("echo 9 >/proc/sys/user/max_user_namespaces");
+    assert_ne!(code, 0, "{said}");
+    // Outside nothing of it is to be noticed.
+    std::fs::rename(&way, ground.root().join("moved")).unwrap();
+    std::fs::rename(ground.root().join("moved"), &way).unwrap();
     drop(inside);
-    std::fs::remove_dir_all(way).unwrap();
-    std::fs::rename(format!("{way}-gone"), way).unwrap();
     assert!(run(&ground.binary, &["call", "daemon.retire"]).output().unwrap().status.success());
 }
 

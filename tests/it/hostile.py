@@ -176,6 +176,13 @@ def uncover():
     return token_in(TOKEN)
 
 
+@attempt("moving the way to the directory away")
+def move_away():
+    os.rename(GROUND, GROUND + "-away")
+    os.rename(GROUND + "-away", GROUND)
+    return True
+
+
 @attempt("mounting without a further namespace")
 def mount_again():
     does(libc.unshare(CLONE_NEWNS))
@@ -236,11 +243,12 @@ def further_chroot():
     return token_in(TOKEN)
 
 
-def change_root():
-    """Makes SCRATCH the root of all and takes the old one away; returns what was opened of it before."""
+def change_root(root=None):
+    """Makes a mount (or SCRATCH) the root of all and takes the old one away; returns what was opened of it before."""
     directory = os.open(GROUND, os.O_RDONLY)
-    mount(SCRATCH, SCRATCH, flags=MS_BIND)
-    os.chdir(SCRATCH)
+    if root is None:
+        mount(SCRATCH, SCRATCH, flags=MS_BIND)
+    os.chdir(root or SCRATCH)
     numbers = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
     does(libc.syscall(numbers[os.uname().machine], b".", b"old"))
     umount("/old")
@@ -262,6 +270,50 @@ def further_rename():
         return token_in(path, opener=lambda path, flags: os.open(path, flags, dir_fd=directory))
     finally:
         os.rename("moved", name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+class Beside:
+    """Two directories beside the ground, of which the second shows the first one's files by a mount of its own."""
+
+    def __enter__(self):
+        self.to, self.by = (f"{GROUND}-{name}-{os.getpid()}" for name in ("to", "by"))
+        for path in (self.to, self.by):
+            os.mkdir(path)
+        return self
+
+    def __exit__(self, *_):
+        for path in (self.to, self.by):
+            os.rmdir(path)
+
+
+@further("the way to the directory moved to where a second mount shows it")
+def further_second_mount():
+    with Beside() as beside:
+        mount(beside.to, beside.by, flags=MS_BIND)
+        try:
+            os.rename(GROUND, beside.to + "/ground")
+            try:
+                return token_in(beside.by + "/ground" + TOKEN.removeprefix(GROUND))
+            finally:
+                os.rename(beside.to + "/ground", GROUND)
+        finally:
+            umount(beside.by)
+
+
+@further("the old root taken away, and the directory moved to where a second mount shows it")
+def further_detached():
+    to, name = GROUND + "/to", os.path.basename(RUNTIME)
+    os.makedirs(to, exist_ok=True)
+    mount("tmpfs", SCRATCH, "tmpfs")
+    for path in ("by", "old"):
+        os.mkdir(f"{SCRATCH}/{path}")
+    mount(to, SCRATCH + "/by", flags=MS_BIND)
+    directory = change_root(SCRATCH)
+    os.rename(name, f"to/{name}", src_dir_fd=directory, dst_dir_fd=directory)
+    try:
+        return token_in(f"/by/{name}" + TOKEN.removeprefix(RUNTIME))
+    finally:
+        os.rename(f"to/{name}", name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 @further("a process outside traced with all rights")

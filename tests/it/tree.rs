@@ -657,6 +657,32 @@ fn an_outer_leader_that_is_killed_takes_the_inner_session_with_it() {
 }
 
 #[test]
+fn what_a_session_leaves_in_its_directory_is_never_descended_into_and_holds_nobody_up() {
+    let (ground, _daemon) = served();
+    let mut inside = Inside::begin(&ground, &[]);
+    let home = inside.token_file.parent().unwrap().to_path_buf();
+    std::fs::create_dir_all(home.join("d/d")).unwrap();
+    put(&home.join("d/d/kept"), "", 0o600);
+    put(&home.join("file"), "", 0o600);
+    let elsewhere = ground.root().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    put(&elsewhere.join("file"), "", 0o600);
+    std::os::unix::fs::symlink(&elsewhere, home.join("way")).unwrap();
+    inside.run.kill().unwrap();
+    inside.run.wait().unwrap();
+    for _ in 0..2 {
+        assert!(ground.authsock(["run", "--", "true"]).status().unwrap().success());
+        let left: Vec<_> =
+            std::fs::read_dir(&home).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["d"], "neither the token nor its lock");
+    }
+    assert!(home.join("d/d/kept").exists() && elsewhere.join("file").exists());
+    std::fs::remove_dir_all(home.join("d")).unwrap();
+    assert!(ground.authsock(["run", "--", "true"]).status().unwrap().success());
+    assert_eq!(left_of_runs(&ground), 0, "an empty one goes");
+}
+
+#[test]
 fn a_living_session_s_token_is_not_swept_away() {
     let (ground, _daemon) = served();
     let mut inside = Inside::begin(&ground, &[]);
