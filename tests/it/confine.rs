@@ -894,6 +894,38 @@ stat -c %a "$PLACE"; ls -A "$PLACE"
 }
 
 #[test]
+fn a_hostile_program_that_gets_further_namespaces_undoes_nothing_by_them() {
+    if skip_unless(has("python3"), "there is no python3 to be hostile") || !may_confine() {
+        return;
+    }
+    let script = r#"
+cd /run/home
+mkdir -p scratch/old
+authsock whoami >/dev/null
+export TOKEN=$XDG_RUNTIME_DIR/authsock/token SCRATCH=/run/home/scratch
+export OTHER=$TOKEN BUS=/none MOVED_BUS=/none ABSTRACT_BUS=none SHARED=-1 KEY=none KEYRING=-1
+sleep 600 & export BYSTANDER=$!
+authsock run $OPTIONS -- sh -c 'LEADER=$PPID exec python3 -I -c "$CODE"'
+kill $BYSTANDER
+"#;
+    let further = |options: &str| {
+        let ground = Ground::new();
+        let mut command = logged_in(&ground, script)?;
+        let output = command.env("CODE", HOSTILE).env("OPTIONS", options).output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+        assert!(!text_of(&output).contains("unshare"), "it gets them: {}", text_of(&output));
+        let said = String::from_utf8(output.stdout).unwrap();
+        let lines = said.lines().filter(|line| line.starts_with("further namespace: "));
+        Some(lines.map(str::to_owned).collect::<Vec<String>>())
+    };
+    let (Some(open), Some(confined)) = (further(""), further("--confine")) else { return };
+    let got = |lines: &[String]| lines.iter().filter(|line| line.ends_with("\tgot")).count();
+    assert!(confined.len() == open.len() && got(&open) >= 6, "{open:?}");
+    assert_eq!(got(&confined), 0, "{confined:?}");
+    assert!(confined.iter().all(|line| line.ends_with("\trefused")), "{confined:?}");
+}
+
+#[test]
 fn what_leads_to_what_is_hidden_cannot_be_moved_through_another_mount_either() {
     if !may_confine() {
         return;
