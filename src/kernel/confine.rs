@@ -27,7 +27,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{self, AccessFlags};
 use zeroize::Zeroizing;
 
-use super::mounts::{Mounts, hold, inode_of};
+use super::mounts::{Mounts, hold, inode_of, refuse_closed_by_own};
 
 /// How many bytes of the private runtime directory there are for each file in it that it can hold.
 const BYTES_PER_FILE: u64 = 4096;
@@ -56,6 +56,10 @@ pub struct Plan {
     moved: Vec<PathBuf>,
     /// Whether a further namespace could undo a cover: see [`may_be_moved`].
     is_closed: bool,
+    /// Where control groups are, by which other processes of the user's could be stopped and killed.
+    control_groups: Vec<PathBuf>,
+    /// Where other processes' POSIX message queues are (mq_overview(7)).
+    queues: Vec<PathBuf>,
     /// What is shown in the runtime directory and cannot be changed there: from where, and where.
     shown: Vec<(PathBuf, PathBuf)>,
     /// Files of which the runtime directory has copies, which are the program's own: of what, and where.
@@ -140,7 +144,10 @@ impl Plan {
             let real = match path.canonicalize() {
                 Ok(real) => real,
                 // What we may not reach ourselves, the program may not reach.
-                Err(error) if is_out_of_reach(&error) => continue,
+                Err(error) if is_out_of_reach(&error) => {
+                    refuse_closed_by_own(path, &error).map_err(|error| failed(path, error))?;
+                    continue;
+                }
                 Err(error) => return Err(failed(path, error)),
             };
             found.extend(mounts.elsewhere(&real).map_err(|error| failed(&real, error))?);
@@ -167,7 +174,25 @@ impl Plan {
         }
         moved.sort();
         moved.dedup();
-        Ok(Plan { runtime, runtime_bytes, hidden, moved, is_closed, shown, copied, found_by })
+        let of_kinds = |kinds: &[&[u8]]| {
+            mounts.of_kinds(kinds).map_err(|error| CannotConfine::Look {
+                doing: "examine all mounts of control groups and message queues".into(),
+                error,
+            })
+        };
+        let (control_groups, queues) = (of_kinds(&[b"cgroup", b"cgroup2"])?, of_kinds(&[b"mqueue"])?);
+        Ok(Plan {
+            runtime,
+            runtime_bytes,
+            hidden,
+            moved,
+            is_closed,
+            control_groups,
+            queues,
+            shown,
+            copied,
+            found_by,
+        })
     }
 
     /// What a path lies in that the program does not see.
@@ -190,6 +215,9 @@ impl Plan {
             // Rename(2) refuses what is a mount point in the namespace of who asks, and only there.
             steps.extend(CLOSED.map(|file| Step::Write(file, "0".into())));
         }
+        steps.extend(self.control_groups.iter().cloned().map(Step::Seal));
+        steps.extend(self.queues.iter().cloned().map(Step::Queues));
+        steps.push(Step::Keyring);
         steps.extend(self.moved.iter().cloned().map(Step::Pin));
         // Held before anything covers them, and in the new namespace: only its own can be mounted again.
         steps.extend(self.shown.iter().map(|(from, _)| Step::Hold(from.clone())));
@@ -230,7 +258,7 @@ impl Plan {
         steps.extend(self.found_by.iter().cloned().map(Step::Find));
         steps.push(Step::Return { to: cwd.0, inode: cwd.1 });
         // Last, since everything above needs the rights that these take.
-        steps.extend([Step::NoNewPrivileges, Step::Scope, Step::NoTyping, Step::NoCapabilities]);
+        steps.extend([Step::NoNewPrivileges, Step::Scope, Step::Filter, Step::NoCapabilities]);
         steps
     }
 }
@@ -289,12 +317,16 @@ fn way(from: &Path, to: &Path) -> impl Iterator<Item = PathBuf> {
 /// One step of confining oneself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
-    /// A user namespace, and a mount namespace that belongs to it.
+    /// A user namespace, and a mount namespace and one of System V's shared memory that belong to it.
     Namespaces,
     /// Says of the user namespace which ids it has.
     Write(&'static str, String),
     /// No mount made outside shows inside from now on, nor the other way round.
     Private,
+    /// Lays the namespace's own message queues over those outside.
+    Queues(PathBuf),
+    /// A session keyring of its own (session-keyring(7)).
+    Keyring,
     /// Makes a directory a mount point, which cannot be renamed.
     Pin(PathBuf),
     Hold(PathBuf),
@@ -324,16 +356,18 @@ enum Step {
     },
     NoNewPrivileges,
     Scope,
-    NoTyping,
+    Filter,
     NoCapabilities,
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::Namespaces => f.write_str("making a user and mount namespace"),
+            Step::Namespaces => f.write_str("making a user, mount and IPC namespace"),
             Step::Write(file, _) => write!(f, "writing {file}"),
             Step::Private => f.write_str("making its mounts private"),
+            Step::Queues(path) => write!(f, "mounting empty message queues on {}", path.display()),
+            Step::Keyring => f.write_str("joining a new session keyring"),
             Step::Pin(path) => write!(f, "mounting {} on itself", path.display()),
             Step::Hold(path) => write!(f, "opening {}", path.display()),
             Step::Read(path) => write!(f, "reading {}", path.display()),
@@ -347,7 +381,7 @@ impl fmt::Display for Step {
             Step::Return { to, .. } => write!(f, "entering the working directory {} again", to.display()),
             Step::NoNewPrivileges => f.write_str("giving up new privileges"),
             Step::Scope => f.write_str("scoping signals and abstract sockets (Landlock)"),
-            Step::NoTyping => f.write_str("filtering ioctl (seccomp)"),
+            Step::Filter => f.write_str("filtering system calls (seccomp)"),
             Step::NoCapabilities => f.write_str("giving up all capabilities"),
         }
     }
@@ -357,13 +391,13 @@ impl fmt::Display for Step {
 fn advice(step: &Step, errno: Errno) -> &'static str {
     match (step, errno) {
         (Step::Namespaces, Errno::ENOSPC | Errno::EUSERS) => {
-            "; there may be no more user or mount namespaces: see `sysctl user.max_user_namespaces user.max_mnt_namespaces`. In a confined session they are 0 where its user could move what is hidden away: start it with XDG_RUNTIME_DIR below /run/user"
+            "; there may be no more namespaces: see `sysctl user.max_user_namespaces user.max_mnt_namespaces user.max_ipc_namespaces`. In a confined session they are 0 where its user could move what is hidden away: start it with XDG_RUNTIME_DIR below /run/user"
         }
         (Step::Namespaces, Errno::EPERM | Errno::EACCES) => {
             "; user namespaces are forbidden here: by `sysctl kernel.unprivileged_userns_clone`, by a container's seccomp filter, by AppArmor, or because this is a chroot"
         }
         (Step::Namespaces, Errno::EINVAL | Errno::ENOSYS) => {
-            "; this kernel has no user namespaces (CONFIG_USER_NS)"
+            "; this kernel has no user namespaces (CONFIG_USER_NS), or no IPC namespaces (CONFIG_IPC_NS)"
         }
         (Step::Write("/proc/self/uid_map", _), Errno::EPERM) => {
             "; where `kernel.apparmor_restrict_unprivileged_userns` is 1, authsock needs an AppArmor profile with `userns,`. Root cannot confine a program from within a confined one"
@@ -372,7 +406,13 @@ fn advice(step: &Step, errno: Errno) -> &'static str {
             "; this user could move what is hidden away, so there must be no further namespaces, and that cannot be said here (a container's read-only /proc/sys?): use a runtime directory below /run/user"
         }
         (
-            Step::Private | Step::Pin(_) | Step::Empty { .. } | Step::Nothing(_) | Step::Show { .. },
+            Step::Private
+            | Step::Seal(_)
+            | Step::Queues(_)
+            | Step::Pin(_)
+            | Step::Empty { .. }
+            | Step::Nothing(_)
+            | Step::Show { .. },
             Errno::EPERM | Errno::EACCES,
         ) => {
             "; a policy lets nobody mount in a user namespace: where `sysctl kernel.apparmor_restrict_unprivileged_userns` is 1, authsock needs an AppArmor profile with `userns,`"
@@ -412,13 +452,17 @@ impl Child {
         let private = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let Some(step) = self.steps.get(number) else { return Ok(()) };
         match step {
-            Step::Namespaces => unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?,
+            Step::Namespaces => {
+                unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC)?;
+            }
             Step::Write(path, text) => {
                 // One write(2) for the whole map, as the kernel wants it.
                 let file = nix::fcntl::open(*path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
                 unistd::write(&file, text.as_bytes())?;
             }
             Step::Private => mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?,
+            Step::Queues(at) => mount(Some("authsock"), at, Some("mqueue"), private, NONE)?,
+            Step::Keyring => join_new_keyring()?,
             Step::Pin(path) => mount(Some(path), path, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?,
             Step::Hold(path) => self.held.push(hold(path)?),
             Step::Read(path) => {
@@ -440,7 +484,9 @@ impl Child {
                 self.read.push(bytes);
             }
             Step::Copy { number, at } => {
-                let mut bytes = self.read.get(*number).ok_or(Errno::EBADF)?.as_slice();
+                // Taken, so that they are wiped here: what exec leaves behind is dropped by nobody.
+                let read = std::mem::take(self.read.get_mut(*number).ok_or(Errno::EBADF)?);
+                let mut bytes = read.as_slice();
                 let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
                 let file = nix::fcntl::open(at, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
                 while !bytes.is_empty() {
@@ -509,7 +555,7 @@ impl Child {
                     }
                 }
             }
-            Step::NoTyping => filter_typing()?,
+            Step::Filter => filter_calls()?,
             Step::NoCapabilities => drop_capabilities()?,
         }
         Ok(())
@@ -553,24 +599,54 @@ fn drop_capabilities() -> nix::Result<()> {
     Ok(())
 }
 
+/// Leaves the session keyring of whoever started us: what is in it is read by who has it. What is found by number
+/// [`filter_calls`] keeps out of reach.
+fn join_new_keyring() -> nix::Result<()> {
+    let (join, anonymous) = (libc::c_ulong::from(libc::KEYCTL_JOIN_SESSION_KEYRING), 0 as libc::c_ulong);
+    // SAFETY: keyctl(2) with plain numbers; without a name it reads nothing.
+    let done = unsafe { libc::syscall(libc::SYS_keyctl, join, anonymous) };
+    match Errno::result(done) {
+        // A kernel without keys, or a container whose filter lets nobody in it call keyctl(2).
+        Ok(_) | Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Keeps the program from typing into its terminal on behalf of its user (TIOCSTI, and TIOCLINUX, by which a console
 /// pastes): the shell outside would read it. Kernels since 6.2 can forbid the former to all
-/// (`dev.tty.legacy_tiocsti`); there and on machines whose system calls are not known here there is no filter.
-fn filter_typing() -> nix::Result<()> {
-    /// The machine's own kind of system call, and that of its 32-bit programs (linux/audit.h), each with
-    /// the numbers that ioctl(2) has there.
+/// (`dev.tty.legacy_tiocsti`). And from setting other processes' limits (prlimit(2)), which needs no more than the same
+/// user: without processor time or file size they die. And from all that has to do with keys (keyrings(7)): the
+/// keyring of all of the user's is found by its number from within another user namespace too. On machines whose system calls are not known here there is no
+/// filter.
+fn filter_calls() -> nix::Result<()> {
+    /// A kind of system call (linux/audit.h), with the numbers that ioctl(2) and prlimit(2) have there, and those of
+    /// add_key(2), request_key(2) and keyctl(2).
+    type Kind = (u32, &'static [u32], &'static [u32], &'static [u32]);
+    /// The machine's own, and that of its 32-bit programs.
     #[cfg(target_arch = "x86_64")]
-    const KINDS: [(u32, &[u32]); 2] = [(0xc000_003e, &[16, 0x4000_0000 + 514]), (0x4000_0003, &[54])];
+    const KINDS: [Kind; 2] = [
+        (
+            0xc000_003e,
+            &[16, 0x4000_0000 + 514],
+            &[302, 0x4000_0000 + 302],
+            &[248, 249, 250, 0x4000_0000 + 248, 0x4000_0000 + 249, 0x4000_0000 + 250],
+        ),
+        (0x4000_0003, &[54], &[340], &[286, 287, 288]),
+    ];
     #[cfg(target_arch = "aarch64")]
-    const KINDS: [(u32, &[u32]); 2] = [(0xc000_00b7, &[29]), (0x4000_0028, &[54])];
+    const KINDS: [Kind; 2] =
+        [(0xc000_00b7, &[29], &[261], &[217, 218, 219]), (0x4000_0028, &[54], &[369], &[309, 310, 311])];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    const KINDS: [(u32, &[u32]); 0] = [];
+    const KINDS: [Kind; 0] = [];
     /// asm-generic/ioctls.h
     const TYPING: [u32; 2] = [0x5412, 0x541c];
     /// Where struct seccomp_data has them; of the second argument the lower half, which is all that ioctl(2) reads.
     const NUMBER: u32 = 0;
     const KIND: u32 = 4;
     const REQUEST: u32 = 24;
+    /// The first argument's lower half, which is all that a pid has, and both halves of the third, a pointer.
+    const PID: u32 = 16;
+    const LIMIT: [u32; 2] = [32, 36];
     /// The kernel's protection against guessed branches is no affair of this filter (seccomp(2)).
     const SPEC_ALLOW: libc::c_ulong = 1 << 2;
     const SET_MODE_FILTER: libc::c_ulong = 1;
@@ -589,10 +665,30 @@ fn filter_typing() -> nix::Result<()> {
     let refused = answer(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32);
     let allowed = answer(libc::SECCOMP_RET_ALLOW);
     let mut program = Vec::new();
-    for (kind, numbers) in KINDS {
-        program.extend([load(KIND), is(kind, 0, numbers.len() + 7), load(NUMBER)]);
-        program.extend(numbers.iter().enumerate().map(|(at, number)| is(*number, numbers.len() - at, 0)));
-        program.extend([allowed, load(REQUEST), is(TYPING[0], 2, 0), is(TYPING[1], 1, 0), allowed, refused]);
+    for (kind, ioctl, prlimit, keys) in KINDS {
+        let typing = [load(REQUEST), is(TYPING[0], 2, 0), is(TYPING[1], 1, 0), allowed, refused];
+        // Its own limits, or another's to be read.
+        let limits = [
+            load(PID),
+            is(0, 4, 0),
+            load(LIMIT[0]),
+            is(0, 0, 3),
+            load(LIMIT[1]),
+            is(0, 0, 1),
+            allowed,
+            refused,
+        ];
+        let numbers = ioctl.len() + prlimit.len() + keys.len();
+        let body = 1 + numbers + 1 + typing.len() + limits.len();
+        program.extend([load(KIND), is(kind, 0, body), load(NUMBER)]);
+        let at_typing = ioctl.iter().map(|number| (number, numbers));
+        let at_limits = prlimit.iter().map(|number| (number, numbers + typing.len()));
+        let at_refused = keys.iter().map(|number| (number, numbers + typing.len() + limits.len() - 1));
+        let jumps = at_typing.chain(at_limits).chain(at_refused).enumerate();
+        program.extend(jumps.map(|(at, (number, to))| is(*number, to - at, 0)));
+        program.push(allowed);
+        program.extend(typing);
+        program.extend(limits);
     }
     program.push(allowed);
     let Ok(len) = u16::try_from(program.len()) else { return Ok(()) };
@@ -774,6 +870,8 @@ mod tests {
             hidden: vec![hidden("/run/user/7", true), hidden("/tmp/mine/bus", false)],
             moved: paths(&["/tmp/mine"]),
             is_closed: true,
+            control_groups: paths(&["/sys/fs/cgroup"]),
+            queues: paths(&["/dev/mqueue"]),
             shown: vec![("/run/user/7/mine/run/a/way".into(), "/run/user/7/mine/run/a/way".into())],
             copied: vec![("/run/user/7/mine/run/a/token".into(), "/run/user/7/mine/run/a/token".into())],
             found_by: paths(&["/link/token"]),
@@ -783,13 +881,16 @@ mod tests {
         assert_eq!(
             steps,
             [
-                "making a user and mount namespace",
+                "making a user, mount and IPC namespace",
                 "writing /proc/self/setgroups",
                 "writing /proc/self/uid_map",
                 "writing /proc/self/gid_map",
                 "making its mounts private",
                 "writing /proc/sys/user/max_user_namespaces",
                 "writing /proc/sys/user/max_mnt_namespaces",
+                "making /sys/fs/cgroup read-only",
+                "mounting empty message queues on /dev/mqueue",
+                "joining a new session keyring",
                 "mounting /tmp/mine on itself",
                 "opening /run/user/7/mine/run/a/way",
                 "reading /run/user/7/mine/run/a/token",
@@ -810,7 +911,7 @@ mod tests {
                 "entering the working directory /home again",
                 "giving up new privileges",
                 "scoping signals and abstract sockets (Landlock)",
-                "filtering ioctl (seccomp)",
+                "filtering system calls (seccomp)",
                 "giving up all capabilities",
             ]
         );

@@ -7,8 +7,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{self, OFlag};
+use nix::fcntl::{self, AtFlags, OFlag};
 use nix::sys::stat::{self, Mode};
+use nix::unistd::{self, AccessFlags};
 
 /// One mount: which part of which file system it shows, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,8 @@ struct Mount {
     /// The directory (or file) of the file system that it shows.
     root: PathBuf,
     point: PathBuf,
+    /// The file system's type.
+    kind: Vec<u8>,
 }
 
 /// A place at which a file shows a second time, still to be confirmed.
@@ -47,7 +50,10 @@ impl Mounts {
             let mut fields = line.split(|byte| *byte == b' ');
             let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
             let device = fields.nth(1)?.to_vec();
-            Some(Mount { id, device, root: plain(fields.next()?), point: plain(fields.next()?) })
+            let (root, point) = (plain(fields.next()?), plain(fields.next()?));
+            // After options, and as many fields as there are, up to a dash.
+            let kind = fields.skip_while(|field| *field != b"-").nth(1)?.to_vec();
+            Some(Mount { id, device, root, point, kind })
         };
         Mounts(text.split(|byte| *byte == b'\n').filter_map(mount).collect())
     }
@@ -56,23 +62,45 @@ impl Mounts {
     /// same file system. `path` is absolute and has no links in it.
     ///
     /// # Errors
-    /// If the path cannot be examined.
+    /// If the path cannot be examined, or another one cannot that this user could open ([`refuse_closed_by_own`]).
     pub fn elsewhere(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
         let opened = hold(path)?;
         let inode = inode_of(&opened)?;
-        let confirmed = |place: Elsewhere| match place {
-            // What is mounted over it, or out of reach for us, is out of reach for our children too.
-            Elsewhere::Whole(path) => {
-                let is_it =
-                    hold(&path).and_then(|opened| inode_of(&opened)).is_ok_and(|found| found == inode);
-                is_it.then_some(path)
-            }
-            Elsewhere::Part { point, id } => {
-                let is_it = hold(&point).and_then(|opened| mount_of(&opened)).is_ok_and(|found| found == id);
-                is_it.then_some(point)
-            }
+        // What is mounted over it, or out of reach for us, is out of reach for our children too.
+        let confirmed = |place: Elsewhere| {
+            let (Elsewhere::Whole(path) | Elsewhere::Part { point: path, .. }) = &place;
+            let found = match hold(path) {
+                Ok(found) => found,
+                Err(error) => {
+                    refuse_closed_by_own(path, &error)?;
+                    return Ok(None);
+                }
+            };
+            let is_it = match &place {
+                Elsewhere::Whole(_) => inode_of(&found)? == inode,
+                Elsewhere::Part { id, .. } => mount_of(&found)? == *id,
+            };
+            Ok(is_it.then(|| path.clone()))
         };
-        Ok(self.candidates(mount_of(&opened)?, path).into_iter().filter_map(confirmed).collect())
+        let places = self.candidates(mount_of(&opened)?, path).into_iter();
+        places.filter_map(|place| confirmed(place).transpose()).collect()
+    }
+
+    /// Where file systems of these types can be reached.
+    ///
+    /// # Errors
+    /// If one cannot that this user could open.
+    pub fn of_kinds(&self, kinds: &[&[u8]]) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for mount in self.0.iter().filter(|mount| kinds.contains(&mount.kind.as_slice())) {
+            match hold(&mount.point) {
+                Ok(opened) if mount_of(&opened)? == mount.id => found.push(mount.point.clone()),
+                // Another one is mounted over it.
+                Ok(_) => {}
+                Err(error) => refuse_closed_by_own(&mount.point, &error)?,
+            }
+        }
+        Ok(found)
     }
 
     fn candidates(&self, id: u64, path: &Path) -> Vec<Elsewhere> {
@@ -88,6 +116,27 @@ impl Mounts {
         };
         let others = self.0.iter().filter(|mount| mount.id != id && mount.device == own.device);
         others.filter_map(place).collect()
+    }
+}
+
+/// An error if a path could not be looked at (`error`) because of a directory of this user's own: whoever acts for
+/// the user could change its mode. A stranger's keeps them out for good.
+pub(super) fn refuse_closed_by_own(path: &Path, error: &io::Error) -> io::Result<()> {
+    if error.raw_os_error() != Some(libc::EACCES) {
+        return Ok(());
+    }
+    let ways: Vec<&Path> = path.ancestors().skip(1).collect();
+    let is_closed = |dir: &&&Path| {
+        unistd::faccessat(fcntl::AT_FDCWD, **dir, AccessFlags::X_OK, AtFlags::AT_EACCESS).is_err()
+    };
+    let Some(dir) = ways.iter().rev().find(is_closed) else { return Ok(()) };
+    match stat::stat(*dir) {
+        Ok(found) if found.st_uid != unistd::geteuid().as_raw() => Ok(()),
+        _ => Err(io::Error::other(format!(
+            "{} on the way to {} is closed, and this user could open it: chmod u+x it, or remove it",
+            dir.display(),
+            path.display()
+        ))),
     }
 }
 
@@ -167,6 +216,17 @@ mod tests {
         assert_eq!(mounts.candidates(22, Path::new("/tmp/authsock-7")), []);
         assert_eq!(mounts.candidates(45, Path::new("/other/x")), []);
         assert_eq!(mounts.candidates(99, Path::new("/other/x")), [], "a mount that has gone meanwhile");
+    }
+
+    #[test]
+    fn a_mount_s_type_is_what_stands_after_the_dash_however_many_fields_stand_before() {
+        let table =
+            b"50 1 0:9 / /a ro,nosuid shared:3 master:1 - cgroup2 cgroup rw\n51 1 0:9 / /b rw - tmpfs - rw";
+        let kinds: Vec<Vec<u8>> = Mounts::parse(table).0.into_iter().map(|mount| mount.kind).collect();
+        assert_eq!(kinds, [b"cgroup2".to_vec(), b"tmpfs".to_vec()]);
+        assert_eq!(Mounts::read().unwrap().of_kinds(&[b"no-such-type"]).unwrap(), Vec::<PathBuf>::new());
+        let procs = Mounts::read().unwrap().of_kinds(&[b"proc"]).unwrap();
+        assert!(procs.contains(&"/proc".into()), "{procs:?}");
     }
 
     #[test]

@@ -103,6 +103,63 @@ impl Drop for Bystander {
     }
 }
 
+/// A piece of System V shared memory, removed when dropped.
+struct Shared(i32);
+
+impl Shared {
+    fn holding(bytes: &[u8]) -> Shared {
+        // SAFETY: a new piece, that is as large as what is copied, and attached as long as that takes.
+        unsafe {
+            let id = libc::shmget(libc::IPC_PRIVATE, bytes.len(), 0o600);
+            assert!(id >= 0, "{}", std::io::Error::last_os_error());
+            let place = libc::shmat(id, std::ptr::null(), 0);
+            assert_ne!(place as isize, -1, "{}", std::io::Error::last_os_error());
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), place.cast(), bytes.len());
+            libc::shmdt(place);
+            Shared(id)
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: removing takes no buffer.
+        unsafe { libc::shmctl(self.0, libc::IPC_RMID, std::ptr::null_mut()) };
+    }
+}
+
+/// The number of the keyring of all of this user's processes; -1 where there are no keys.
+fn user_keyring() -> libc::c_long {
+    const GET_KEYRING_ID: libc::c_ulong = 0;
+    let (user, create) = (libc::c_long::from(libc::KEY_SPEC_USER_KEYRING), 1 as libc::c_ulong);
+    // SAFETY: keyctl(2) with plain numbers.
+    unsafe { libc::syscall(libc::SYS_keyctl, GET_KEYRING_ID, user, create) }
+}
+
+/// Gives a command a session keyring of its own, with a key in it, as a login does.
+fn with_a_key(command: &mut Command, name: &str, key: &'static [u8]) {
+    let name = std::ffi::CString::new(name).unwrap();
+    // SAFETY: system calls between fork and exec, on memory that lives with the closure. A kernel without keys
+    // refuses, which is then what the program finds.
+    unsafe {
+        command.pre_exec(move || {
+            let none = 0 as libc::c_ulong;
+            let join = libc::c_ulong::from(libc::KEYCTL_JOIN_SESSION_KEYRING);
+            libc::syscall(libc::SYS_keyctl, join, none);
+            let keyring = libc::c_long::from(libc::KEY_SPEC_SESSION_KEYRING);
+            libc::syscall(
+                libc::SYS_add_key,
+                c"user".as_ptr(),
+                name.as_ptr(),
+                key.as_ptr(),
+                key.len(),
+                keyring,
+            );
+            Ok(())
+        });
+    }
+}
+
 /// What the hostile program achieves in a session with these options.
 fn hostile(options: &[&str]) -> BTreeMap<String, String> {
     let (ground, daemon) = served();
@@ -135,6 +192,10 @@ fn hostile(options: &[&str]) -> BTreeMap<String, String> {
     pass_as(&mut command, directory.as_raw_fd(), 5);
     pass_as(&mut command, file.as_raw_fd(), 6);
     pass_as(&mut command, connection.as_raw_fd(), 7);
+    let shared = Shared::holding(b"shared");
+    command.env("SHARED", shared.0.to_string()).env("KEY", &name);
+    command.env("KEYRING", user_keyring().to_string());
+    with_a_key(&mut command, &name, b"key");
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", text_of(&output));
     assert_eq!(ground.token(), token, "the ground is as it was");
@@ -164,9 +225,10 @@ fn landlock() -> i64 {
 }
 
 /// What a program gets that shares its user with the rest, and is not confined.
-const EVERYBODY_GETS: [&str; 43] = [
+const EVERYBODY_GETS: [&str; 48] = [
     "a connection to the bus passed down",
     "a directory passed down",
+    "a key in the session keyring",
     "an open token passed down",
     "another session's token",
     "bystander: a descriptor taken out",
@@ -174,6 +236,7 @@ const EVERYBODY_GETS: [&str; 43] = [
     "bystander: a signal by pidfd",
     "bystander: its descriptors",
     "bystander: its environment",
+    "bystander: its limits changed",
     "bystander: its memory",
     "bystander: its memory by process_vm_readv",
     "bystander: its open token",
@@ -195,12 +258,14 @@ const EVERYBODY_GETS: [&str; 43] = [
     "leader: a signal by pidfd",
     "leader: its descriptors",
     "leader: its environment",
+    "leader: its limits changed",
     "leader: its memory",
     "leader: its memory by process_vm_readv",
     "leader: its program",
     "leader: its root",
     "leader: traced",
     "moving the way to the directory away",
+    "shared memory",
     "the directory of what the daemon keeps",
     "the owner's token by $XDG_RUNTIME_DIR",
     "the owner's token by its path",
@@ -208,6 +273,7 @@ const EVERYBODY_GETS: [&str; 43] = [
     "the session bus at its path",
     "the session bus by its variable",
     "the session bus without a path",
+    "the user's keyring by its number",
 ];
 /// What only root gets beside that.
 const ROOT_GETS: [&str; 3] = [
@@ -223,10 +289,18 @@ fn a_hostile_program_gets_nothing_out_of_a_confined_session() {
     }
     let found = hostile(&["--confine"]);
     let mut expected = Vec::new();
+    if skip_unless(
+        cfg!(any(target_arch = "x86_64", target_arch = "aarch64")),
+        "system calls are not filtered on this machine",
+    ) {
+        let reach = |name: &&str| name.contains("limits") || name.contains("by its number");
+        expected.extend(EVERYBODY_GETS.into_iter().filter(reach));
+    }
     if skip_unless(landlock() >= 6, "before Linux 6.12 signals and abstract sockets are not scoped") {
         let reach = |name: &&str| name.contains("signal") || name.contains("without a path");
         expected.extend(EVERYBODY_GETS.into_iter().filter(reach));
     }
+    expected.sort_unstable();
     assert_eq!(names(&found, "got"), expected);
     for name in EVERYBODY_GETS.iter().chain(&ROOT_GETS) {
         assert!(found.contains_key(*name), "{name} was not tried");
@@ -249,6 +323,9 @@ fn the_same_program_gets_without_confinement_what_the_matrix_says() {
     if !is_root() && !["", "0"].contains(&yama.trim()) {
         let traces = ["traced", "memory", "taken out"];
         expected.retain(|name| !traces.iter().any(|word| name.contains(word)));
+    }
+    if skip_unless(Path::new("/proc/keys").exists(), "this kernel has no keys") {
+        expected.retain(|name| !name.contains("keyring"));
     }
     let systems = std::fs::read_to_string("/proc/filesystems").unwrap();
     if skip_unless(systems.contains("overlay"), "this kernel has no overlays") {
@@ -288,6 +365,69 @@ fn a_confined_program_has_no_capability_and_no_way_to_one() {
         .map(|line| line.split_whitespace().map(|number| number.parse().unwrap()).collect())
         .collect();
     assert_eq!(words, ids.map(|id| vec![id, id, 1]), "one user and one group, which are who they were");
+}
+
+#[test]
+fn a_confined_program_sets_its_own_limits_and_writes_to_no_control_group_and_sees_no_queue() {
+    if !may_confine() {
+        return;
+    }
+    let (ground, _daemon) = served();
+    let mut inside = confined(&ground, &[]);
+    assert_eq!(inside.tell("ulimit -n 100 && ulimit -n"), (0, "100\n".to_owned()));
+    let (_, said) = inside.tell("cat /proc/self/mountinfo");
+    let mounts: Vec<Vec<&str>> = said.lines().map(|line| line.split(' ').collect()).collect();
+    let of_kind = |kind: &str| -> Vec<&Vec<&str>> {
+        let is = |mount: &&Vec<&str>| {
+            mount
+                .iter()
+                .skip_while(|field| **field != "-")
+                .nth(1)
+                .is_some_and(|found| found.starts_with(kind))
+        };
+        mounts.iter().filter(is).collect()
+    };
+    for mount in of_kind("cgroup") {
+        assert!(mount[5].starts_with("ro"), "{mount:?}");
+    }
+    if !skip_unless(!of_kind("cgroup").is_empty(), "no control groups are mounted here") {
+        let path = of_kind("cgroup")[0][4];
+        let (code, said) = inside.tell(&format!("mkdir {path}/authsock-test"));
+        assert!(code != 0 && said.contains("Read-only"), "{said}");
+    }
+    if !skip_unless(!of_kind("mqueue").is_empty(), "no message queues are mounted here") {
+        assert_eq!(of_kind("mqueue").len(), 2, "{said}");
+    }
+}
+
+#[test]
+fn a_place_that_only_this_user_s_own_closed_directory_keeps_out_of_reach_is_not_taken_for_hidden() {
+    if skip_unless(!is_root() && has("setpriv"), "no directory is closed to root") || !may_confine() {
+        return;
+    }
+    let (ground, _daemon) = served();
+    ground.token_after_first_contact();
+    let mark = ground.home().join("started");
+    std::fs::create_dir_all(ground.root().join("closed/whole")).unwrap();
+    let script = r#"
+mount --bind "$XDG_RUNTIME_DIR" "$GROUND/closed/whole"
+chmod 0 "$GROUND/closed"
+exec setpriv --ambient-caps=-all --inh-caps=-all "$0" run --confine -- touch "$MARK"
+"#;
+    let Some(mut command) = in_own_mounts(&ground, script) else { return };
+    // By a program without the right to pass over modes that comes with the namespace.
+    command.env("GROUND", ground.root()).env("MARK", &mark);
+    let output = command.output().unwrap();
+    std::fs::set_permissions(ground.root().join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
+    assert_not_started(&ground, &output, &mark, &["closed", "chmod u+x"]);
+    // So it is with what is named and lies behind such a directory.
+    put(&ground.root().join("closed/token"), &ground.token(), 0o600);
+    std::fs::set_permissions(ground.root().join("closed"), PermissionsExt::from_mode(0o0)).unwrap();
+    let mut command = ground.authsock(["run", "--confine", "--", "touch", path(&mark)]);
+    command.env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}/closed/token", path(ground.root())));
+    let output = command.output().unwrap();
+    std::fs::set_permissions(ground.root().join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
+    assert_not_started(&ground, &output, &mark, &["closed", "chmod u+x"]);
 }
 
 #[test]
@@ -544,7 +684,7 @@ fn where_namespaces_are_forbidden_nothing_starts_and_the_step_and_the_way_out_ar
     let (ground, _daemon) = served();
     let mark = ground.home().join("started");
     let run = || ground.authsock(["run", "--confine", "--", "touch", path(&mark)]);
-    let (unshare, mount) = ("making a user and mount namespace", "making its mounts private");
+    let (unshare, mount) = ("making a user, mount and IPC namespace", "making its mounts private");
     for (call, errno, words) in [
         (libc::SYS_unshare, libc::EPERM, [unshare, "os error 1)", "unprivileged_userns_clone"]),
         (libc::SYS_unshare, libc::ENOSPC, [unshare, "os error 28)", "max_user_namespaces"]),
@@ -584,7 +724,7 @@ fn a_namespace_that_may_have_no_others_says_so() {
     let script = "echo 0 >/proc/sys/user/max_user_namespaces; exec \"$0\" run --confine -- touch \"$MARK\"";
     let Some(mut command) = in_own_mounts(&ground, script) else { return };
     let output = command.env("MARK", &mark).output().unwrap();
-    let words = ["making a user and mount namespace", "os error 28)", "user.max_user_namespaces"];
+    let words = ["making a user, mount and IPC namespace", "os error 28)", "user.max_user_namespaces"];
     assert_not_started(&ground, &output, &mark, &words);
 }
 
@@ -751,6 +891,38 @@ stat -c %a "$PLACE"; ls -A "$PLACE"
     let output = command.env("GROUND", ground.root()).env("PLACE", &place).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(said, format!("unconfined\nconfined\n{place}\nneither\n700\n"), "{}", text_of(&output));
+}
+
+#[test]
+fn a_hostile_program_that_gets_further_namespaces_undoes_nothing_by_them() {
+    if skip_unless(has("python3"), "there is no python3 to be hostile") || !may_confine() {
+        return;
+    }
+    let script = r#"
+cd /run/home
+mkdir -p scratch/old
+authsock whoami >/dev/null
+export TOKEN=$XDG_RUNTIME_DIR/authsock/token SCRATCH=/run/home/scratch
+export OTHER=$TOKEN BUS=/none MOVED_BUS=/none ABSTRACT_BUS=none SHARED=-1 KEY=none KEYRING=-1
+sleep 600 & export BYSTANDER=$!
+authsock run $OPTIONS -- sh -c 'LEADER=$PPID exec python3 -I -c "$CODE"'
+kill $BYSTANDER
+"#;
+    let further = |options: &str| {
+        let ground = Ground::new();
+        let mut command = logged_in(&ground, script)?;
+        let output = command.env("CODE", HOSTILE).env("OPTIONS", options).output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+        assert!(!text_of(&output).contains("unshare"), "it gets them: {}", text_of(&output));
+        let said = String::from_utf8(output.stdout).unwrap();
+        let lines = said.lines().filter(|line| line.starts_with("further namespace: "));
+        Some(lines.map(str::to_owned).collect::<Vec<String>>())
+    };
+    let (Some(open), Some(confined)) = (further(""), further("--confine")) else { return };
+    let got = |lines: &[String]| lines.iter().filter(|line| line.ends_with("\tgot")).count();
+    assert!(confined.len() == open.len() && got(&open) >= 6, "{open:?}");
+    assert_eq!(got(&confined), 0, "{confined:?}");
+    assert!(confined.iter().all(|line| line.ends_with("\trefused")), "{confined:?}");
 }
 
 #[test]

@@ -3,12 +3,14 @@
 Each line of its output is the name of an attempt, a tab, and "got" or "refused". What is outside of
 the session comes in variables: the owner's TOKEN, another session's OTHER token, a BYSTANDER and the LEADER (pids; the
 bystander has the token open as descriptor 9, stands in its directory and has a secret in its environment), sockets that
-stand for a session bus (BUS, MOVED_BUS, ABSTRACT_BUS), and a SCRATCH directory beside the runtime directory.
+stand for a session bus (BUS, MOVED_BUS, ABSTRACT_BUS), System V shared memory (SHARED, an id), a key in the session
+keyring (KEY, a description), the user's keyring (KEYRING, a number), and a SCRATCH directory beside the runtime directory.
 """
 
 import ctypes
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -152,6 +154,12 @@ for who, pid in (("bystander", BYSTANDER), ("leader", LEADER)):
         does(libc.setns(pidfd(pid), CLONE_NEWUSER | CLONE_NEWNS))
         return token_in(TOKEN)
 
+    @attempt(f"{who}: its limits changed", pid)
+    def limit(pid):
+        # They stay what they are; with processor time it would be its end.
+        resource.prlimit(pid, resource.RLIMIT_CPU, resource.prlimit(pid, resource.RLIMIT_CPU))
+        return True
+
     attempt(f"{who}: a signal", pid)(lambda pid: os.kill(pid, signal.SIGCONT) is None)
 
     @attempt(f"{who}: a signal by pidfd", pid)
@@ -167,6 +175,35 @@ attempt("a connection to the bus passed down")(lambda: os.write(7, b"x"))
 attempt("the session bus at its path", os.environ["BUS"])(connects)
 attempt("the session bus at a path elsewhere", os.environ["MOVED_BUS"])(connects)
 attempt("the session bus without a path", "\0" + os.environ["ABSTRACT_BUS"])(connects)
+
+
+@attempt("shared memory")
+def shared():
+    libc.shmat.restype = ctypes.c_void_p
+    place = libc.shmat(int(os.environ["SHARED"]), None, 0)
+    does(-1 if place == ctypes.c_void_p(-1).value else 0)
+    return ctypes.string_at(place, 6) == b"shared"
+
+
+KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219}[os.uname().machine]
+
+
+@attempt("the user's keyring by its number")
+def user_keyring():
+    link, session_keyring = 8, -3
+    # What can be found from there can be read.
+    return does(libc.syscall(KEYCTL, link, int(os.environ["KEYRING"]), session_keyring)) == 0
+
+
+@attempt("a key in the session keyring")
+def session_key():
+    search, read, session_keyring = 10, 11, -3
+    key = does(libc.syscall(KEYCTL, search, session_keyring, b"user", text(os.environ["KEY"]), 0))
+    room = ctypes.create_string_buffer(100)
+    length = does(libc.syscall(KEYCTL, read, key, room, 100))
+    return room.raw[:length] == b"key"
+
+
 attempt("the session bus by its variable")(lambda: "DBUS_SESSION_BUS_ADDRESS" in os.environ)
 
 
