@@ -162,36 +162,47 @@ impl Store {
     /// If that is not on disk: with the next daemon the session would live again. It is tried again with the next
     /// [`Store::catch_up`].
     pub(super) fn end(&self, ended: &Ended, leader_lives: bool) -> Result<(), Unusable> {
-        let Ended { session, reason, at } = ended;
-        let (from, to) = (session.id.as_str(), file_of_ended(&session.id, *reason, *at));
-        if let Err(error) = self.dir.rename(from, &to) {
+        self.try_to_end(ended, leader_lives).inspect_err(|error| {
+            let id = ended.session.id;
             tracing::error!(
                 authsock_event = "record_kept",
-                authsock_session = session.id.as_str(),
-                "the end of session {} is not on disk, and it would live again with the next daemon: {error}",
-                session.id
+                authsock_session = id.as_str(),
+                "the end of session {id} is not on disk, and it would live again with the next daemon: {error}"
             );
             lock(&self.kept).owed.push((ended.clone(), leader_lives));
-            return Err(error);
+        })
+    }
+
+    fn try_to_end(&self, ended: &Ended, leader_lives: bool) -> Result<(), Unusable> {
+        let Ended { session, reason, at } = ended;
+        let to = file_of_ended(&session.id, *reason, *at);
+        match self.dir.rename(session.id.as_str(), &to) {
+            Ok(()) => self.note_ended(session, to, leader_lives),
+            // What somebody took away does not come back.
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(error),
         }
-        self.note_ended(session, to, leader_lives);
         Ok(())
     }
 
     /// Puts on disk what could not be before; says whether something is still owed.
     pub(super) fn catch_up(&self) -> bool {
-        let owed = std::mem::take(&mut lock(&self.kept).owed);
-        for (ended, leader_lives) in &owed {
-            if self.end(ended, *leader_lives).is_ok() {
+        let mut owed = std::mem::take(&mut lock(&self.kept).owed);
+        owed.retain(|(ended, leader_lives)| {
+            let id = ended.session.id;
+            let is_done = self.try_to_end(ended, *leader_lives).is_ok();
+            if is_done {
                 tracing::info!(
                     authsock_event = "record_caught_up",
-                    authsock_session = ended.session.id.as_str(),
-                    "the end of session {} is on disk now",
-                    ended.session.id
+                    authsock_session = id.as_str(),
+                    "the end of session {id} is on disk now"
                 );
             }
-        }
-        !lock(&self.kept).owed.is_empty()
+            !is_done
+        });
+        let is_owed = !owed.is_empty();
+        lock(&self.kept).owed.append(&mut owed);
+        is_owed
     }
 
     /// Removes the files of ended sessions that nobody remembers any more.
