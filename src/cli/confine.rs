@@ -1,5 +1,8 @@
 //! `authsock run --confine`: which places lead to tokens that are not the session's, or to a bus, and what the program is shown in their stead.
 
+/// Directory, in a session's own, of what a confined program is shown and cannot change.
+pub(super) const WAY: &str = "way";
+
 pub(super) use imp::{keep, prepare, refuse_where_there_is_none};
 
 #[cfg(target_os = "linux")]
@@ -12,8 +15,8 @@ mod imp {
     use std::process::{Command, ExitStatus};
 
     use super::super::args::Common;
-    use super::super::run::WAY;
     use super::super::{Failure, client_options, exit, runtime};
+    use super::WAY;
     use crate::client::connect::places;
     use crate::client::{Client, Options};
     use crate::config::Config;

@@ -26,8 +26,6 @@ use crate::session::{Binding, NAME_MAX, Name};
 
 /// File that is locked for as long as a session's directory is in use.
 const IN_USE: &str = "in-use";
-/// Directory in it of what a confined program is shown and cannot change.
-pub(super) const WAY: &str = "way";
 
 /// Runs a program as a session; returns its exit code.
 pub(super) fn run(common: &Common, args: Run) -> Result<u8, Failure> {
@@ -194,7 +192,7 @@ fn clear(home: &Path) {
     for name in [TOKEN_FILE, IN_USE] {
         let _ = std::fs::remove_file(home.join(name));
     }
-    for dir in [&home.join(WAY), home] {
+    for dir in [&home.join(confine::WAY), home] {
         // Through no link: what lies elsewhere is not ours to remove.
         let is_dir = dir.symlink_metadata().is_ok_and(|found| found.is_dir());
         let entries = is_dir.then(|| std::fs::read_dir(dir)).and_then(Result::ok);

@@ -62,7 +62,7 @@ impl Mounts {
     /// same file system. `path` is absolute and has no links in it.
     ///
     /// # Errors
-    /// If the path cannot be examined, or another one cannot that this user could open ([`refuse_closed_by_own`]).
+    /// If the path cannot be examined, or another one cannot that this user could open.
     pub fn elsewhere(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
         let opened = hold(path)?;
         let inode = inode_of(&opened)?;
