@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::session::Binding;
+use crate::session::limits::TTL_MAX;
 
 pub(super) const AFTER_HELP: &str = "\
 Exit codes:
@@ -305,9 +306,6 @@ pub(super) struct Uninstall {
     #[arg(long)]
     pub(super) purge: bool,
 }
-
-/// The longest time that a session may be given, in seconds: 366 days, as the daemon has it.
-const TTL_MAX: u64 = 366 * 86_400;
 
 /// Seconds, or numbers with units, as in 1h30m.
 fn duration(text: &str) -> Result<u64, String> {

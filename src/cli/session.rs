@@ -19,7 +19,7 @@ pub(super) async fn session(
     match verb {
         Session::List { realm, all_realms, ended, tree } => {
             let asked = json!({ "realm": realm, "all_realms": all_realms, "ended": ended });
-            let mut sessions = list(client, asked).await?;
+            let mut sessions = client.sessions(asked).await?;
             if *ended {
                 sessions.sort_by_key(|session| session["ended_ms"].as_u64());
             }
@@ -65,19 +65,6 @@ pub(super) async fn session(
         Session::Rotate { id, write, now } => {
             let rotation = Rotation { id: id.as_deref(), write: write.as_deref(), now: *now };
             rotate(client, common, &rotation, output).await
-        }
-    }
-}
-
-/// All pages of a list.
-async fn list(client: &mut Client, mut asked: Value) -> Result<Vec<Value>, Failure> {
-    let mut sessions = Vec::new();
-    loop {
-        let mut page = client.call("session.list", Some(&asked)).await?;
-        sessions.extend(page["sessions"].as_array_mut().map(std::mem::take).unwrap_or_default());
-        asked["after"] = page["next"].take();
-        if asked["after"].is_null() {
-            return Ok(sessions);
         }
     }
 }

@@ -96,6 +96,22 @@ impl Client {
         }
     }
 
+    /// All sessions that `session.list` tells of, page by page: `asked` are its parameters, without `after`.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn sessions(&mut self, mut asked: Value) -> Result<Vec<Value>, CallError> {
+        let mut sessions = Vec::new();
+        loop {
+            let mut page = self.call("session.list", Some(&asked)).await?;
+            sessions.extend(page["sessions"].as_array_mut().map(std::mem::take).unwrap_or_default());
+            asked["after"] = page["next"].take();
+            if asked["after"].is_null() {
+                return Ok(sessions);
+            }
+        }
+    }
+
     async fn exchange(&mut self, id: u64, method: &str, params: Option<&Value>) -> Result<Value, CallError> {
         let request = request_line(id, method, params);
         // What the daemon said before it closed can still be read.

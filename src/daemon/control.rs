@@ -24,6 +24,7 @@ use crate::place::TOKEN_FILE;
 use crate::secret::file;
 use crate::secret::token::TokenId;
 use crate::secret::verifier::Verifier;
+use crate::session::limits::TTL_MAX;
 use crate::session::past::Ended;
 use crate::session::registry::{Admitted, ROTATION_GRACE, Registry};
 use crate::session::scope::{self, Scope, Scopes};
@@ -32,8 +33,6 @@ use crate::session::{Binding, EndReason, Millis, Name, OWNER, Realm, Session, Se
 use crate::wire::auth::Hex32;
 use crate::wire::json_rpc::{ErrorCode, Request, RpcError};
 
-/// Longest life of a session that may be asked for, in seconds: a year.
-const TTL_MAX: u64 = 366 * 86_400;
 /// Longest grace of a rotated token that may be asked for, in seconds: a day.
 const GRACE_MAX: u64 = 86_400;
 

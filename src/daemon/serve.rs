@@ -17,7 +17,7 @@ use super::doors::Doors;
 use super::foundation::{CannotServe, Foundation, Ground, LOCK_TIMEOUT, load_config, user_scopes};
 use super::lifecycle::{Asked, Idle, Manager, Signals, idle_exit, watchdog};
 use super::sessions::Sessions;
-use super::settings::{session_limits, settings};
+use super::settings::settings;
 use super::users::Users;
 use crate::client::connect::places;
 use crate::config::Config;
@@ -26,6 +26,7 @@ use crate::init::{Activation, Adopted, Starter, ondemand};
 use crate::kernel::dir::{Lock, own_uid};
 use crate::place::{DESCRIPTOR_NAME, Places};
 use crate::secret::verifier::Verifier;
+use crate::session::limits::Limits;
 use crate::session::registry::Registry;
 use crate::wire::auth::{CONTROL, Code};
 
@@ -103,7 +104,7 @@ fn gate_on(
 fn nobody() -> Result<Arc<Mutex<Registry>>, Fatal> {
     let token = crate::secret::token::Token::generate()
         .map_err(|error| Fatal::Io { doing: "begin", error: io::Error::other(error) })?;
-    let registry = Registry::new(own_uid(), Verifier::of(&token), now(), session_limits(&Config::default()));
+    let registry = Registry::new(own_uid(), Verifier::of(&token), now(), Limits::default());
     Ok(Arc::new(Mutex::new(registry)))
 }
 
@@ -229,7 +230,7 @@ impl Server {
             Foundation::lay(self.starter, &self.places, self.options.config.as_deref(), patience).await;
         let Foundation { config, state, owner, lock, users, store, has_credential, ground } = laid?;
         let uid = own_uid();
-        let mut registry = Registry::new(uid, owner, now(), session_limits(&config));
+        let mut registry = Registry::new(uid, owner, now(), Limits::from(&config));
         let users = users.map(Arc::new);
         if let Some(users) = &users {
             let scopes = user_scopes(&config).unwrap_or_default();
@@ -445,7 +446,7 @@ impl Server {
                             hub.sessions.forget_users(|uid| users.has_token(uid));
                             hub.sessions.narrow_users(&user_scopes(&config).unwrap_or_default());
                         }
-                        hub.sessions.set_limits(session_limits(&config));
+                        hub.sessions.set_limits(Limits::from(&config));
                         *lock(&hub.config) = Arc::new(config);
                         tracing::info!(authsock_event = "reloaded", "the configuration was read again");
                     }

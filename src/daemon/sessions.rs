@@ -307,8 +307,7 @@ impl Sessions {
 fn not_kept(session: &Session, error: NotKept) -> NotMade {
     let error = match error {
         NotKept::TooLong(error) => return NotMade::TooLong(error),
-        NotKept::Unusable(error) => error.to_string(),
-        NotKept::NotARecord(error) => format!("what would be written {error}"),
+        NotKept::Unusable(error) => error,
     };
     tracing::error!(
         authsock_event = "not_kept",
@@ -317,7 +316,7 @@ fn not_kept(session: &Session, error: NotKept) -> NotMade {
         session.id,
         session.name.in_brackets()
     );
-    NotMade::NotKept(error)
+    NotMade::NotKept(error.to_string())
 }
 
 /// What a connection still has.

@@ -6,7 +6,6 @@ use crate::config::{Account, Config};
 use crate::gate::{Others, Settings};
 use crate::kernel::accounts;
 use crate::kernel::dir::own_uid;
-use crate::session::limits::Limits;
 
 /// Descriptors that are kept for everything but connections.
 const DESCRIPTORS_RESERVED: usize = 64;
@@ -62,17 +61,6 @@ fn others(config: &Config, complaints: &mut Vec<String>) -> Others {
     Others {
         uids: numbers("policy.users", &config.users, accounts::uid_of),
         gids: numbers("policy.groups", &config.groups, accounts::gid_of),
-    }
-}
-
-/// How many sessions there may be, and how long what has ended is remembered.
-pub(super) fn session_limits(config: &Config) -> Limits {
-    Limits {
-        sessions: config.sessions,
-        sessions_per_uid: config.sessions_per_uid,
-        session_depth: config.session_depth,
-        session_descendants: config.session_descendants,
-        ended_kept: u64::try_from(config.ended_kept.as_millis()).unwrap_or(u64::MAX),
     }
 }
 

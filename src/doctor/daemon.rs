@@ -341,19 +341,11 @@ fn condition(area: &mut InArea<'_>, socket: &Seen, status: &Value) {
 
 /// All sessions that this one may see: first those that live, then those that have ended and are remembered.
 async fn sessions(client: &mut Client) -> Vec<Value> {
-    let mut sessions = Vec::new();
     let is_owner = client.session().id == OWNER;
+    let mut sessions = Vec::new();
     for ended in [false, true] {
-        let mut after = Value::Null;
-        loop {
-            let params = json!({ "all_realms": is_owner, "ended": ended, "after": after });
-            let Ok(mut page) = client.call("session.list", Some(&params)).await else { return sessions };
-            sessions.extend(page["sessions"].as_array_mut().map(std::mem::take).unwrap_or_default());
-            after = page["next"].take();
-            if after.is_null() {
-                break;
-            }
-        }
+        let asked = json!({ "all_realms": is_owner, "ended": ended });
+        sessions.extend(client.sessions(asked).await.unwrap_or_default());
     }
     sessions
 }

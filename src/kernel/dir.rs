@@ -17,6 +17,7 @@ use nix::sys::stat::{self, FileStat, Mode, SFlag};
 use nix::unistd;
 
 use super::ids;
+use super::peer::overflow_uid;
 
 /// Why a file or directory is not to be trusted, or cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -581,7 +582,7 @@ fn refuse_swappable(dir: &FileStat, parent: &Path, owner: u32) -> Result<(), Unu
     let refused = refuse_writable_by_others(parent, owner);
     if let Err(Unusable { problem: Problem::NotOurs { owner: nobody, .. }, .. }) = refused
         && ids::is_alone()
-        && ids::is_nameless(nobody)
+        && nobody == overflow_uid()
         && (parent == Path::new("/run/user")
             || stat::stat(parent).is_ok_and(|parent| parent.st_dev != dir.st_dev))
     {

@@ -8,18 +8,6 @@ pub(super) fn is_alone() -> bool {
     false
 }
 
-/// Whether `owner` is the number that stands for everybody who has none here.
-pub(super) fn is_nameless(owner: u32) -> bool {
-    #[cfg(target_os = "linux")]
-    return std::fs::read_to_string("/proc/sys/kernel/overflowuid")
-        .is_ok_and(|number| number.trim().parse() == Ok(owner));
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = owner;
-        false
-    }
-}
-
 /// Whether a uid_map has one id in all: the first one inside, the first one outside, and how many.
 #[cfg(any(target_os = "linux", test))]
 fn names_one(map: &str) -> bool {
@@ -44,10 +32,5 @@ mod tests {
         ] {
             assert!(!names_one(map), "{map:?}");
         }
-    }
-
-    #[test]
-    fn root_is_nobody_s_stand_in() {
-        assert!(!is_nameless(0));
     }
 }

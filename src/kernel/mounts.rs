@@ -58,6 +58,11 @@ impl Mounts {
         Mounts(text.split(|byte| *byte == b'\n').filter_map(mount).collect())
     }
 
+    /// Whether something is mounted at `path` itself.
+    pub fn has_one_at(&self, path: &Path) -> bool {
+        self.0.iter().any(|mount| mount.point == path)
+    }
+
     /// Other paths that lead to what lies at `path`, or to a part of it, through another mount of the
     /// same file system. `path` is absolute and has no links in it.
     ///

@@ -13,6 +13,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 use nix::sys::stat::{self, Mode, SFlag};
 
 use super::ids;
+use super::peer::overflow_uid;
 use crate::place::SocketPath;
 
 /// Connections that may wait to be accepted; the kernel clamps it to net.core.somaxconn (4096).
@@ -210,7 +211,7 @@ impl CheckedSocket {
 /// no other user: as the socket of the machine's daemon is for a confined program. Nobody else could have put it
 /// there, so that neither its owner, whom no number names there, nor its mode say anything.
 fn is_shown_to_us_alone(dir: &stat::FileStat, socket: &stat::FileStat) -> bool {
-    let is_root_s = socket.st_uid == 0 || ids::is_nameless(socket.st_uid);
+    let is_root_s = socket.st_uid == 0 || socket.st_uid == overflow_uid();
     let is_private = dir.st_uid == super::dir::own_uid() && super::dir::permissions(dir) & 0o077 == 0;
     is_root_s && is_private && socket.st_dev != dir.st_dev && ids::is_alone()
 }

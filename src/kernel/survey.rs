@@ -168,8 +168,13 @@ pub fn is_locked(path: &Path) -> Option<bool> {
 
 /// Whether `path` itself is a mount point: then it may lead to another namespace's socket.
 pub fn is_mount_point(path: &Path) -> bool {
-    let list = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    list.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == path))
+    #[cfg(target_os = "linux")]
+    return super::mounts::Mounts::read().is_ok_and(|mounts| mounts.has_one_at(path));
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        false
+    }
 }
 
 /// Whether the file at `path` has further names: a socket may then listen by another of them.

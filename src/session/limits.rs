@@ -1,6 +1,10 @@
 //! How many sessions fit, how deep and how wide they may grow, and how long what has ended is remembered.
 
 use super::Millis;
+use crate::config::Config;
+
+/// The longest time that a session may be given, in seconds: a leap year.
+pub const TTL_MAX: u64 = 366 * 86_400;
 
 /// How many sessions fit, and how long what has ended is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,14 +22,21 @@ pub struct Limits {
     pub ended_kept: Millis,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
+impl From<&Config> for Limits {
+    fn from(config: &Config) -> Limits {
         Limits {
-            sessions: 4096,
-            sessions_per_uid: 1024,
-            session_depth: 16,
-            session_descendants: 256,
-            ended_kept: 3_600_000,
+            sessions: config.sessions,
+            sessions_per_uid: config.sessions_per_uid,
+            session_depth: config.session_depth,
+            session_descendants: config.session_descendants,
+            ended_kept: u64::try_from(config.ended_kept.as_millis()).unwrap_or(u64::MAX),
         }
+    }
+}
+
+impl Default for Limits {
+    /// Those of a configuration that says nothing.
+    fn default() -> Limits {
+        Limits::from(&Config::default())
     }
 }

@@ -50,18 +50,21 @@ struct Living {
 }
 
 impl Living {
+    /// One from which nothing came yet.
+    fn new(session: Arc<Session>, tokens: Vec<TokenId>, depth: usize) -> Living {
+        Living { session, tokens, children: BTreeSet::new(), depth, below: 0, outlived: 0 }
+    }
+
     /// What stands for the owner or a user, with one token.
     fn of_somebody(session: Session) -> Living {
         let tokens = vec![session.token_id];
-        Living {
-            session: Arc::new(session),
-            tokens,
-            children: BTreeSet::new(),
-            depth: 0,
-            below: 0,
-            outlived: 0,
-        }
+        Living::new(Arc::new(session), tokens, 0)
     }
+}
+
+/// The earlier of two ends, of which a session may have none.
+fn earlier(one: Option<Millis>, other: Option<Millis>) -> Option<Millis> {
+    [one, other].into_iter().flatten().min()
 }
 
 /// All sessions.
@@ -279,7 +282,7 @@ impl Registry {
             scopes,
             binding: new.binding,
             created: now,
-            expires: [own_end, parent.expires].into_iter().flatten().min(),
+            expires: earlier(own_end, parent.expires),
             token_id,
         });
         let is_new_leader = self.attach(&session, [(new.verifier, None)]);
@@ -316,9 +319,7 @@ impl Registry {
         if let Some(expires) = session.expires {
             self.expiries.insert((expires, id));
         }
-        let (children, session_of) = (BTreeSet::new(), session.clone());
-        let living = Living { session: session_of, tokens, children, depth, below: 0, outlived: 0 };
-        self.sessions.insert(id, living);
+        self.sessions.insert(id, Living::new(session.clone(), tokens, depth));
         session.leader.is_some_and(|leader| {
             let is_new = self.leaders.add(&leader, session.uid);
             self.leaders.note(&leader, id, true);
@@ -590,7 +591,7 @@ impl Registry {
             } else {
                 session.scopes.clone()
             };
-            let expires = [session.expires, parent.expires].into_iter().flatten().min();
+            let expires = earlier(session.expires, parent.expires);
             if scopes == session.scopes && expires == session.expires {
                 continue;
             }

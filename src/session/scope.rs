@@ -507,4 +507,51 @@ mod tests {
         let had = Scopes(vec![scope("session:self"), scope("events:publish:>")]);
         assert_eq!(narrow.left_of(&had, &mut none).0, [scope("session:self")]);
     }
+
+    /// Whatever is narrowed, by whichever way, and again: each of it can be read again, and is within what it came from.
+    #[test]
+    fn whatever_scopes_come_of_narrowing_are_scopes_and_within_those_they_came_from() {
+        let mut seed: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut random = move |limit: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed % limit as u64).unwrap()
+        };
+        // Long words, so that patterns come near to the bound, and few, so that they have something in common.
+        let words = ["*".to_owned(), "*".to_owned(), "a".repeat(60), "b".repeat(119), "c".into()];
+        let mut any = |count: usize| -> Vec<Scope> {
+            let mut all = Vec::new();
+            while all.len() < count {
+                let mut tokens: Vec<&str> = (0..=random(4)).map(|_| words[random(5)].as_str()).collect();
+                if random(3) == 0 {
+                    tokens.push(">");
+                }
+                all.extend(format!("events:publish:{}", tokens.join(".")).parse::<Scope>().ok());
+            }
+            all
+        };
+        let (mut too_long, mut narrowed) = (0, 0);
+        for _ in 0..400 {
+            let mut have = Scopes::of_a_user(&any(6)).unwrap();
+            for _ in 0..4 {
+                let before = have.clone();
+                let asked = any(6);
+                have = match before.narrowed_to(&asked) {
+                    Ok(have) => have,
+                    Err(TooManyScopes::Length) => {
+                        too_long += 1;
+                        before.left_of(&Scopes::of_a_user(&asked).unwrap(), &mut usize::MAX.clone())
+                    }
+                    Err(TooManyScopes::Number) => break,
+                };
+                narrowed += usize::from(have != before);
+                assert!(before.cover(&have), "{before:?} {have:?}");
+                for scope in have.iter() {
+                    assert_eq!(scope.to_string().parse::<Scope>().as_ref(), Ok(scope));
+                }
+            }
+        }
+        assert!(too_long > 20 && narrowed > 200, "{too_long} {narrowed}");
+    }
 }
