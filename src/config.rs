@@ -27,6 +27,112 @@ pub enum Plain {
 /// Most users, and most groups, that a policy names.
 pub const ACCOUNTS_MAX: usize = 1024;
 
+/// Most names of schemes for HTTP.
+pub const SCHEMES_MAX: usize = 8;
+
+/// The name of a scheme in an `Authorization` header (RFC 9110, section 11.1): any case will do there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scheme(String);
+
+impl Scheme {
+    /// The name as it was configured.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Scheme {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Scheme, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let good = (1..=64).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        if !good {
+            return Err(D::Error::custom("a scheme is 1 to 64 letters, digits, '-', '_' or '.'"));
+        }
+        Ok(Scheme(name))
+    }
+}
+
+/// At least one scheme, and no more than are told in an answer.
+#[derive(Debug)]
+struct Schemes(Vec<Scheme>);
+
+impl<'de> Deserialize<'de> for Schemes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Schemes, D::Error> {
+        let schemes = Vec::<Scheme>::deserialize(deserializer)?;
+        if !(1..=SCHEMES_MAX).contains(&schemes.len()) {
+            return Err(D::Error::custom(format!("between 1 and {SCHEMES_MAX} schemes are expected")));
+        }
+        Ok(Schemes(schemes))
+    }
+}
+
+/// What may be configured of HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// `http.enabled`. Default true; without it, each request is answered 501.
+    pub enabled: bool,
+    /// `http.schemes`, 1 to 8: by which names a token comes. Default `Bearer` and `Authsock-Session`.
+    pub schemes: Vec<Scheme>,
+    /// `http.head_bytes`, 4096 to 65536: a request's line and headers. Default 16384.
+    pub head: usize,
+    /// `http.request_seconds`, 1 to 600: from a request's first byte to its last. Default 10.
+    pub request: Duration,
+    /// `http.idle_seconds`, 1 to 3600: from one request to the next. Default 60.
+    pub idle: Duration,
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http {
+            enabled: true,
+            schemes: ["Bearer", "Authsock-Session"].map(|name| Scheme(name.to_owned())).into(),
+            head: 16 << 10,
+            request: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What may be configured of events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Events {
+    /// `events.payload_bytes`, 0 to 1048576: the data of one event, as JSON. Default 65536.
+    pub payload: usize,
+    /// `events.payload_depth`, 1 to 127: lists and objects within each other in it. Default 64.
+    pub payload_depth: usize,
+    /// `events.kept`, 0 to 1000000: events of a realm that are kept for `since`. Default 1024.
+    pub kept: usize,
+    /// `events.kept_bytes`, 0 to 1073741824: as many bytes of them at most. Default 1048576.
+    pub kept_bytes: usize,
+    /// `events.realms_per_uid`, 1 to 65536: realms of one user whose events are kept. Default 64.
+    pub realms_per_uid: usize,
+    /// `events.queued`, 1 to 1000000: events that wait for one subscriber. Default 1024.
+    pub queued: usize,
+    /// `events.queued_bytes`, 4096 to 1073741824: as many bytes of them at most. Default 1048576.
+    pub queued_bytes: usize,
+    /// `events.patterns`, 1 to 4096: what one connection subscribes to. Default 64.
+    pub patterns: usize,
+    /// `events.heartbeat_seconds`, 1 to 3600: how often a stream over HTTP says that it lives. Default 15.
+    pub heartbeat: Duration,
+}
+
+impl Default for Events {
+    fn default() -> Events {
+        Events {
+            payload: 64 << 10,
+            payload_depth: 64,
+            kept: 1024,
+            kept_bytes: 1 << 20,
+            realms_per_uid: 64,
+            queued: 1024,
+            queued_bytes: 1 << 20,
+            patterns: 64,
+            heartbeat: Duration::from_secs(15),
+        }
+    }
+}
+
 /// A user or a group, by name or by number.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
@@ -73,6 +179,9 @@ pub struct Config {
     pub users: Vec<Account>,
     /// `policy.groups`, at most 1024: whose members may. Default none.
     pub groups: Vec<Account>,
+    /// `policy.verifiers`, at most 1024: who may ask over HTTP what a token is worth, and nothing else, without one of
+    /// their own: the user that a proxy runs as. Default nobody.
+    pub verifiers: Vec<Account>,
     /// `policy.scopes`: what each user's own session may do there. Default: what `run` gives.
     pub scopes: Option<Vec<String>>,
     /// `handshake.plain`. Default all.
@@ -99,8 +208,16 @@ pub struct Config {
     pub ended_kept: Duration,
     /// `limits.request_line_bytes`, 4096 to 67108864: a line after the handshake. Default 1048576.
     pub request_line: usize,
+    /// `limits.requests_in_flight`, 1 to 65536: requests of one batch. Default 1024.
+    pub requests_in_flight: usize,
+    /// `limits.queued_bytes`, 65536 to 1073741824: answers that wait for one client. Default 1048576.
+    pub queued: usize,
     /// `limits.write_timeout_seconds`, 1 to 3600: for a client that does not read. Default 30.
     pub write_timeout: Duration,
+    /// Events.
+    pub events: Events,
+    /// HTTP.
+    pub http: Http,
     /// `lifecycle.idle_exit_seconds`, 0 to 31536000: 0 is never. Default 300.
     pub idle_exit: Option<Duration>,
     /// `lifecycle.drain_seconds`, 0 to 600: for requests under way when asked to stop. Default 5.
@@ -123,6 +240,7 @@ impl Default for Config {
             allow_root: false,
             users: Vec::new(),
             groups: Vec::new(),
+            verifiers: Vec::new(),
             scopes: None,
             plain: Plain::All,
             handshake_timeout: Duration::from_secs(5),
@@ -136,7 +254,11 @@ impl Default for Config {
             session_descendants: 256,
             ended_kept: Duration::from_secs(3600),
             request_line: 1 << 20,
+            requests_in_flight: 1024,
+            queued: 1 << 20,
             write_timeout: Duration::from_secs(30),
+            events: Events::default(),
+            http: Http::default(),
             idle_exit: Some(Duration::from_secs(300)),
             drain: Duration::from_secs(5),
             allow_unbound: false,
@@ -194,6 +316,8 @@ struct File {
     policy: PolicyTable,
     handshake: HandshakeTable,
     limits: LimitsTable,
+    events: EventsTable,
+    http: HttpTable,
     lifecycle: LifecycleTable,
     client: ClientTable,
 }
@@ -204,6 +328,7 @@ struct PolicyTable {
     allow_root: Option<bool>,
     users: Option<Accounts>,
     groups: Option<Accounts>,
+    verifiers: Option<Accounts>,
     scopes: Option<Vec<String>>,
 }
 
@@ -227,7 +352,33 @@ struct LimitsTable {
     session_descendants: Option<Bounded<0, 1_000_000>>,
     ended_kept_seconds: Option<Bounded<0, 604_800>>,
     request_line_bytes: Option<Bounded<4096, 67_108_864>>,
+    requests_in_flight: Option<Bounded<1, 65_536>>,
+    queued_bytes: Option<Bounded<65_536, 1_073_741_824>>,
     write_timeout_seconds: Option<Bounded<1, 3600>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct EventsTable {
+    payload_bytes: Option<Bounded<0, 1_048_576>>,
+    payload_depth: Option<Bounded<1, 127>>,
+    kept: Option<Bounded<0, 1_000_000>>,
+    kept_bytes: Option<Bounded<0, 1_073_741_824>>,
+    realms_per_uid: Option<Bounded<1, 65_536>>,
+    queued: Option<Bounded<1, 1_000_000>>,
+    queued_bytes: Option<Bounded<4096, 1_073_741_824>>,
+    patterns: Option<Bounded<1, 4096>>,
+    heartbeat_seconds: Option<Bounded<1, 3600>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct HttpTable {
+    enabled: Option<bool>,
+    schemes: Option<Schemes>,
+    head_bytes: Option<Bounded<4096, 65_536>>,
+    request_seconds: Option<Bounded<1, 600>>,
+    idle_seconds: Option<Bounded<1, 3600>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -298,10 +449,11 @@ impl Config {
                 *target = value;
             }
         }
-        let File { policy, handshake, limits, lifecycle, client } = file;
+        let File { policy, handshake, limits, events, http, lifecycle, client } = file;
         set(&mut self.allow_root, policy.allow_root);
         set(&mut self.users, policy.users.map(|users| users.0));
         set(&mut self.groups, policy.groups.map(|groups| groups.0));
+        set(&mut self.verifiers, policy.verifiers.map(|verifiers| verifiers.0));
         set(&mut self.scopes, policy.scopes.map(Some));
         set(&mut self.plain, handshake.plain);
         set(&mut self.handshake_timeout, handshake.timeout_seconds.map(Bounded::seconds));
@@ -316,6 +468,22 @@ impl Config {
         set(&mut self.ended_kept, limits.ended_kept_seconds.map(Bounded::seconds));
         set(&mut self.write_timeout, limits.write_timeout_seconds.map(Bounded::seconds));
         set(&mut self.request_line, limits.request_line_bytes.map(Bounded::count));
+        set(&mut self.requests_in_flight, limits.requests_in_flight.map(Bounded::count));
+        set(&mut self.queued, limits.queued_bytes.map(Bounded::count));
+        set(&mut self.events.payload, events.payload_bytes.map(Bounded::count));
+        set(&mut self.events.payload_depth, events.payload_depth.map(Bounded::count));
+        set(&mut self.events.kept, events.kept.map(Bounded::count));
+        set(&mut self.events.kept_bytes, events.kept_bytes.map(Bounded::count));
+        set(&mut self.events.realms_per_uid, events.realms_per_uid.map(Bounded::count));
+        set(&mut self.events.queued, events.queued.map(Bounded::count));
+        set(&mut self.events.queued_bytes, events.queued_bytes.map(Bounded::count));
+        set(&mut self.events.patterns, events.patterns.map(Bounded::count));
+        set(&mut self.events.heartbeat, events.heartbeat_seconds.map(Bounded::seconds));
+        set(&mut self.http.enabled, http.enabled);
+        set(&mut self.http.schemes, http.schemes.map(|schemes| schemes.0));
+        set(&mut self.http.head, http.head_bytes.map(Bounded::count));
+        set(&mut self.http.request, http.request_seconds.map(Bounded::seconds));
+        set(&mut self.http.idle, http.idle_seconds.map(Bounded::seconds));
         let idle = lifecycle.idle_exit_seconds.map(Bounded::seconds);
         set(&mut self.idle_exit, idle.map(|idle| (!idle.is_zero()).then_some(idle)));
         set(&mut self.drain, lifecycle.drain_seconds.map(Bounded::seconds));
@@ -365,7 +533,21 @@ mod tests {
             ("limits", "session_descendants", 0, 1_000_000),
             ("limits", "ended_kept_seconds", 0, 604_800),
             ("limits", "request_line_bytes", 4096, 67_108_864),
+            ("limits", "requests_in_flight", 1, 65_536),
+            ("limits", "queued_bytes", 65_536, 1_073_741_824),
             ("limits", "write_timeout_seconds", 1, 3600),
+            ("events", "payload_bytes", 0, 1_048_576),
+            ("events", "payload_depth", 1, 127),
+            ("events", "kept", 0, 1_000_000),
+            ("events", "kept_bytes", 0, 1_073_741_824),
+            ("events", "realms_per_uid", 1, 65_536),
+            ("events", "queued", 1, 1_000_000),
+            ("events", "queued_bytes", 4096, 1_073_741_824),
+            ("events", "patterns", 1, 4096),
+            ("events", "heartbeat_seconds", 1, 3600),
+            ("http", "head_bytes", 4096, 65_536),
+            ("http", "request_seconds", 1, 600),
+            ("http", "idle_seconds", 1, 3600),
             ("lifecycle", "idle_exit_seconds", 0, 31_536_000),
             ("lifecycle", "drain_seconds", 0, 600),
             ("client", "confined_runtime_bytes", 65_536, 1_073_741_824),
@@ -396,6 +578,21 @@ mod tests {
         for bad in ["-1", "4294967295", "\"\"", "true", "1.5"] {
             assert!(parse(&format!("[policy]\ngroups = [{bad}]\n")).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn schemes_are_names_and_bounded() {
+        let parse = |schemes: &[String]| parse(&format!("[http]\nschemes = {schemes:?}\n"));
+        let named = |name: &str| parse(&[name.to_owned()]);
+        let config = parse(&["Bearer".into(), "ClaudeMesh-Session".into()]).unwrap();
+        assert_eq!(config.http.schemes[1].as_str(), "ClaudeMesh-Session");
+        assert!(named(&"s".repeat(64)).is_ok() && named(&"s".repeat(65)).is_err());
+        for bad in ["", "a b", "a\"", "ü", "a,b"] {
+            assert!(named(bad).is_err(), "{bad}");
+        }
+        assert!(parse(&[]).is_err());
+        let many = |count: usize| vec!["Bearer".to_owned(); count];
+        assert!(parse(&many(SCHEMES_MAX)).is_ok() && parse(&many(SCHEMES_MAX + 1)).is_err());
     }
 
     #[test]

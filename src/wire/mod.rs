@@ -5,4 +5,5 @@ pub mod auth;
 pub mod json_rpc;
 pub mod line;
 pub mod opening;
+pub mod subject;
 pub mod text;
