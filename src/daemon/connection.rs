@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::json;
@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::control::{self, Caller, Hub};
+use super::events::subscriber::{Listening, Progress};
 use super::sessions::{Lifeline, Standing};
 use crate::gate::connection::Parts;
 use crate::gate::{Authenticated, linger, lock, now, write};
@@ -53,6 +54,7 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
     let mut lines = Lines::with(limit, early);
     let mut asked = false;
     let mut last_look = false;
+    let ears = OnceLock::<Listening>::new();
     while let Some(Standing { session, until }) = hub.sessions.standing(&admitted) {
         if policy.has_changed().unwrap_or(false)
             && !policy.borrow_and_update().admits(&peer, || peer::groups(&stream))
@@ -60,15 +62,24 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             return;
         }
         let is_rotated = until.is_some();
-        let caller =
-            Caller { hub: &hub, peer: &peer, admitted: &admitted, session: &session, way, is_rotated };
+        let caller = Caller {
+            hub: &hub,
+            peer: &peer,
+            admitted: &admitted,
+            session: &session,
+            way,
+            is_rotated,
+            ears: Some(&ears),
+        };
         let then = take_requests(&mut lines, &caller, &mut out, &mut asked);
+        // Whoever hears what was published in this turn gets all of it at once.
+        hub.events.flush();
         if !out.is_empty() {
             let patience = lock(&hub.config).write_timeout;
             let written = tokio::select! {
                 // Who ended its own session hears so, unless it does not listen.
                 biased;
-                written = write_while_read(&stream, &out, patience) => written,
+                written = write_in_order(&stream, &ears, &out, patience) => written,
                 () = ended(&mut lifeline, &hub, &admitted) => Err(io::ErrorKind::TimedOut.into()),
                 () = stopped_for(&mut stopping, lock(&hub.config).drain) => Err(io::ErrorKind::TimedOut.into()),
             };
@@ -88,9 +99,15 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
                 return;
             }
         }
-        // What was asked may have been one's own end.
-        if hub.sessions.standing(&admitted).is_none() {
-            break;
+        // What was asked may have been one's own end, or the end came while answers were written.
+        let Some(Standing { session, .. }) = hub.sessions.standing(&admitted) else { break };
+        let mut progress = Progress::Done;
+        if let Some(listening) = ears.get() {
+            listening.subscriber().look_again(&session);
+            match listening.subscriber().write_to(&stream) {
+                Ok(done) => progress = done,
+                Err(_) => return,
+            }
         }
         lines.release();
         if *stopping.borrow_and_update() && asked {
@@ -106,10 +123,16 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             // Ended, or rotated: the next turn looks.
             _ = lifeline.changed() => {}
             _ = stopping.changed() => {}
+            () = woken(&ears), if progress == Progress::Done => {}
+            _ = stream.writable(), if progress == Progress::Blocked => {}
             _ = policy.changed() => policy.mark_changed(),
             () = sleep_until_some(grace_end(until)) => {}
             () = sleep_until(began + STOPPING_PATIENCE), if *stopping.borrow() => break,
         }
+    }
+    if is_amid(&ears) {
+        // Nothing more of an event comes after the end, and nothing else can be told in the middle of one.
+        return;
     }
     if let Some(reason) = hub.sessions.reason(&lifeline, &admitted.session.id) {
         let params = json!({ "id": admitted.session.id.as_str(), "reason": reason.as_str() });
@@ -174,7 +197,7 @@ fn take_requests(lines: &mut Lines, caller: &Caller<'_>, out: &mut Vec<u8>, aske
             None => return Then::Read,
             Some(standing)
                 if standing.until.is_some() != caller.is_rotated
-                    || !std::ptr::eq(&raw const *standing.session, caller.session) =>
+                    || !Arc::ptr_eq(&standing.session, caller.session) =>
             {
                 return Then::Again;
             }
@@ -219,6 +242,38 @@ async fn write_while_read(stream: &UnixStream, mut bytes: &[u8], patience: Durat
         bytes = &bytes[part..];
     }
     Ok(())
+}
+
+/// Writes answers, after the rest of an event that is out in part.
+async fn write_in_order(
+    stream: &UnixStream,
+    ears: &OnceLock<Listening>,
+    answers: &[u8],
+    patience: Duration,
+) -> io::Result<()> {
+    if let Some(listening) = ears.get().filter(|listening| listening.subscriber().is_amid()) {
+        let rest = async {
+            while listening.subscriber().is_amid() {
+                stream.writable().await?;
+                listening.subscriber().write_to(stream)?;
+            }
+            io::Result::Ok(())
+        };
+        timeout(patience, rest).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    }
+    write_while_read(stream, answers, patience).await
+}
+
+/// Waits until there may be events to write; for ever on a connection that does not listen.
+async fn woken(ears: &OnceLock<Listening>) {
+    match ears.get() {
+        Some(listening) => listening.subscriber().woken().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn is_amid(ears: &OnceLock<Listening>) -> bool {
+    ears.get().is_some_and(|listening| listening.subscriber().is_amid())
 }
 
 /// Waits until the session has ended, or the connection's token has lost its grace.

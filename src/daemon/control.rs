@@ -1,7 +1,7 @@
 //! The methods of the service `control`: one table of what may be asked, and by whom.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use serde::Deserialize;
@@ -10,6 +10,8 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
+use super::events::subscriber::{Form, Listening, Subscriber};
+use super::events::{Events, methods as events};
 use super::journal::By;
 use super::lifecycle::idle_exit;
 use super::sessions::Sessions;
@@ -27,7 +29,7 @@ use crate::secret::verifier::Verifier;
 use crate::session::limits::TTL_MAX;
 use crate::session::past::Ended;
 use crate::session::registry::{Admitted, ROTATION_GRACE, Registry};
-use crate::session::scope::{self, Scope, Scopes};
+use crate::session::scope::{self, Scope, Scopes, Verb};
 use crate::session::wish::{Change, Maker, NewSession, NotMade};
 use crate::session::{Binding, EndReason, Millis, Name, OWNER, Realm, Session, SessionId, USER};
 use crate::wire::auth::Hex32;
@@ -54,6 +56,7 @@ pub(super) enum Order {
 #[derive(Debug)]
 pub(super) struct Hub {
     pub(super) sessions: Arc<Sessions>,
+    pub(super) events: Arc<Events>,
     pub(super) config: Arc<Mutex<Arc<Config>>>,
     pub(super) state: Dir,
     /// The users' tokens, if this is the daemon of the whole machine.
@@ -89,45 +92,87 @@ pub(super) struct Caller<'a> {
     pub(super) peer: &'a Peer,
     pub(super) admitted: &'a Admitted,
     /// The session as it is now.
-    pub(super) session: &'a Session,
+    pub(super) session: &'a Arc<Session>,
     pub(super) way: Way,
     /// Whether the token it came in with has been rotated away since.
     pub(super) is_rotated: bool,
+    /// Where events wait for it, once it listens; a connection that does not stay has no such place.
+    pub(super) ears: Option<&'a OnceLock<Listening>>,
 }
 
-impl Caller<'_> {
+impl<'a> Caller<'a> {
+    /// What listens for this connection, from the first time on that this is asked.
+    pub(super) fn listening(&self) -> Option<&'a Arc<Subscriber>> {
+        let begin = || Listening::new(self.hub.events.clone(), self.admitted, Form::Lines);
+        self.ears.map(|ears| ears.get_or_init(begin).subscriber())
+    }
+
     fn by(&self) -> By {
         By { session: self.session.id, pid: self.peer.pid }
     }
 }
 
-type Params<'a> = Option<&'a RawValue>;
+pub(super) type Params<'a> = Option<&'a RawValue>;
 type Run = fn(&Caller<'_>, Params<'_>) -> Result<Value, RpcError>;
 
 /// A method.
 pub struct Method {
     /// Its name.
     pub name: &'static str,
-    /// The scope that its caller needs; none for what everybody may ask who is authenticated.
-    pub needs: Option<&'static str>,
-    /// Whether it changes anything. What only asks needs no doing if nobody hears the answer, and is
-    /// all that a rotated token is still good for.
-    pub changes: bool,
+    /// What its caller needs.
+    pub needs: Needs,
+    /// What it does.
+    pub does: Does,
     run: Run,
+}
+
+/// What a caller needs for a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing: everybody may ask who is authenticated.
+    Nothing,
+    /// A scope.
+    Scope(&'static str),
+    /// A scope for the subjects that it names.
+    Subjects(Verb),
+}
+
+/// What a method does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Does {
+    /// It only asks, and needs no doing if nobody hears the answer.
+    Ask,
+    /// It does something that leaves no trace in what sessions are.
+    Pass,
+    /// It changes what sessions are, which a rotated token is not good for.
+    Change,
 }
 
 /// Every method there is. What is not here cannot be asked.
 pub const METHODS: &[Method] = &[
-    Method { name: "ping", needs: None, changes: false, run: ping },
-    Method { name: "whoami", needs: Some("session:self"), changes: false, run: whoami },
-    Method { name: "status", needs: Some("session:self"), changes: false, run: status },
-    Method { name: "session.create", needs: Some("session:create"), changes: true, run: create },
-    Method { name: "session.get", needs: Some("session:self"), changes: false, run: get },
-    Method { name: "session.list", needs: Some("session:self"), changes: false, run: list },
-    Method { name: "session.update", needs: Some("session:self"), changes: true, run: update },
-    Method { name: "session.revoke", needs: Some("session:self"), changes: true, run: revoke },
-    Method { name: "session.rotate", needs: Some("session:self"), changes: true, run: rotate },
-    Method { name: "daemon.retire", needs: Some("daemon:manage"), changes: true, run: retire },
+    Method { name: "ping", needs: Needs::Nothing, does: Does::Ask, run: ping },
+    Method { name: "whoami", needs: Needs::Scope("session:self"), does: Does::Ask, run: whoami },
+    Method { name: "status", needs: Needs::Scope("session:self"), does: Does::Ask, run: status },
+    Method { name: "session.create", needs: Needs::Scope("session:create"), does: Does::Change, run: create },
+    Method { name: "session.get", needs: Needs::Scope("session:self"), does: Does::Ask, run: get },
+    Method { name: "session.list", needs: Needs::Scope("session:self"), does: Does::Ask, run: list },
+    Method { name: "session.update", needs: Needs::Scope("session:self"), does: Does::Change, run: update },
+    Method { name: "session.revoke", needs: Needs::Scope("session:self"), does: Does::Change, run: revoke },
+    Method { name: "session.rotate", needs: Needs::Scope("session:self"), does: Does::Change, run: rotate },
+    Method {
+        name: "events.publish",
+        needs: Needs::Subjects(Verb::Publish),
+        does: Does::Pass,
+        run: events::publish,
+    },
+    Method {
+        name: "events.subscribe",
+        needs: Needs::Subjects(Verb::Subscribe),
+        does: Does::Pass,
+        run: events::subscribe,
+    },
+    Method { name: "events.unsubscribe", needs: Needs::Nothing, does: Does::Pass, run: events::unsubscribe },
+    Method { name: "daemon.retire", needs: Needs::Scope("daemon:manage"), does: Does::Change, run: retire },
 ];
 
 /// Carries out one request, and notes whose it was: in the kernel's words and the registry's, never in the request's own.
@@ -157,7 +202,7 @@ fn carry_out(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value, RpcErr
         let name: String = request.method.chars().take(64).collect();
         return Err(RpcError::new(ErrorCode::MethodNotFound, format!("there is no method {name:?}")));
     };
-    if let Some(needs) = method.needs {
+    if let Needs::Scope(needs) = method.needs {
         let permitted = needs.parse::<Scope>().is_ok_and(|needed| caller.session.scopes.permits(&needed));
         if !permitted {
             let words = format!(
@@ -167,17 +212,17 @@ fn carry_out(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value, RpcErr
             return Err(RpcError::new(ErrorCode::NotPermitted, words));
         }
     }
-    if method.changes && caller.is_rotated {
+    if method.does == Does::Change && caller.is_rotated {
         return Err(not_made(NotMade::Rotated));
     }
-    if !method.changes && request.id.is_none() {
+    if method.does == Does::Ask && request.id.is_none() {
         return Ok(Value::Null);
     }
     (method.run)(caller, request.params)
 }
 
 /// Reads parameters; a method without any takes none, or an empty object or list.
-fn read<T: DeserializeOwned>(params: Params<'_>) -> Result<T, RpcError> {
+pub(super) fn read<T: DeserializeOwned>(params: Params<'_>) -> Result<T, RpcError> {
     let text = match params.map(RawValue::get) {
         None | Some("[]") => "{}",
         Some(text) if text.starts_with('{') => text,
@@ -201,7 +246,7 @@ fn describe_error(error: &serde_json::Error) -> String {
     words
 }
 
-fn invalid(problem: impl std::fmt::Display) -> RpcError {
+pub(super) fn invalid(problem: impl std::fmt::Display) -> RpcError {
     RpcError::new(ErrorCode::InvalidParams, problem.to_string())
 }
 
@@ -651,12 +696,15 @@ mod tests {
     #[test]
     fn every_method_needs_a_scope_that_exists() {
         for method in METHODS {
-            let known = method.needs.is_none_or(|needs| needs.parse::<Scope>().is_ok());
-            assert!(known, "{}", method.name);
+            let Needs::Scope(needs) = method.needs else { continue };
+            assert!(needs.parse::<Scope>().is_ok(), "{}", method.name);
         }
-        let open: Vec<_> =
-            METHODS.iter().filter(|method| method.needs.is_none()).map(|method| method.name).collect();
-        assert_eq!(open, ["ping"], "a new method is denied by default");
+        let open: Vec<_> = METHODS
+            .iter()
+            .filter(|method| method.needs == Needs::Nothing)
+            .map(|method| method.name)
+            .collect();
+        assert_eq!(open, ["ping", "events.unsubscribe"], "a new method is denied by default");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod connection;
 mod control;
 mod doors;
+mod events;
 mod foundation;
 mod journal;
 mod lifecycle;
@@ -14,6 +15,6 @@ mod store;
 mod users;
 mod watched;
 
-pub use control::{METHODS, Method};
+pub use control::{Does, METHODS, Method, Needs};
 pub use foundation::CannotServe;
 pub use serve::{Fatal, Options, run};

@@ -238,7 +238,7 @@ impl Server {
                 registry.set_user(uid, verifier, &scopes, now());
             }
         }
-        let sessions = Sessions::new(registry, store, self.changed.clone());
+        let sessions = Sessions::new(registry, store, config.events.clone(), self.changed.clone());
         let (settings, complained) = settings(&config, self.options.descriptors, self.options.system);
         let policy = watch::channel(settings.policy.clone()).0;
         let raised = idle_exit(self.starter, config.idle_exit).1;
@@ -248,6 +248,7 @@ impl Server {
         self.configured = complained;
         self.configured.extend(raised);
         let hub = Arc::new(Hub {
+            events: sessions.events().clone(),
             sessions,
             state,
             config,
@@ -447,6 +448,7 @@ impl Server {
                             hub.sessions.narrow_users(&user_scopes(&config).unwrap_or_default());
                         }
                         hub.sessions.set_limits(Limits::from(&config));
+                        hub.events.set(config.events.clone());
                         *lock(&hub.config) = Arc::new(config);
                         tracing::info!(authsock_event = "reloaded", "the configuration was read again");
                     }

@@ -5,14 +5,17 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
+use super::events::{Events, Site};
 use super::journal::{By, SessionLog};
 use super::store::{NotKept, Store};
+use crate::config;
 use crate::gate::{lock, now};
 use crate::kernel::dir::Unusable;
 use crate::kernel::process::{Identity, Process};
@@ -33,6 +36,11 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Longest sleep of the clock; a suspended machine's clock may jump.
 const CLOCK_MAX: Duration = Duration::from_secs(3600);
 
+/// What a realm is told of its sessions, below what only the daemon publishes.
+const STARTED: &str = "$authsock.session.started";
+const ENDED: &str = "$authsock.session.ended";
+const ROTATED: &str = "$authsock.session.rotated";
+
 /// Tells a session's connections that something concerns them, and they look: it was changed, its token was rotated, or
 /// it has ended, with the reason.
 pub(super) type Lifeline = watch::Receiver<Option<EndReason>>;
@@ -41,6 +49,7 @@ pub(super) type Lifeline = watch::Receiver<Option<EndReason>>;
 #[derive(Debug)]
 pub(super) struct Sessions {
     registry: Arc<Mutex<Registry>>,
+    events: Arc<Events>,
     store: Store,
     log: SessionLog,
     lifelines: Mutex<HashMap<SessionId, watch::Sender<Option<EndReason>>>>,
@@ -52,10 +61,17 @@ pub(super) struct Sessions {
 
 impl Sessions {
     /// With the sessions that outlived the daemon before.
-    pub(super) fn new(mut registry: Registry, store: Store, changed: Arc<Notify>) -> Arc<Sessions> {
+    pub(super) fn new(
+        mut registry: Registry,
+        store: Store,
+        events: config::Events,
+        changed: Arc<Notify>,
+    ) -> Arc<Sessions> {
         let leaders = store.restore(&mut registry, now());
+        let registry = Arc::new(Mutex::new(registry));
         let sessions = Arc::new(Sessions {
-            registry: Arc::new(Mutex::new(registry)),
+            events: Arc::new(Events::new(registry.clone(), events)),
+            registry,
             store,
             log: SessionLog::default(),
             lifelines: Mutex::default(),
@@ -72,6 +88,20 @@ impl Sessions {
     /// The registry itself.
     pub(super) fn registry(&self) -> &Arc<Mutex<Registry>> {
         &self.registry
+    }
+
+    /// What is told of sessions, and what they tell each other.
+    pub(super) fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    /// Tells a session's realm what became of it.
+    fn announce(&self, session: &Session, what: &str, reason: Option<EndReason>) {
+        let mut data = json!({ "id": session.id.as_str(), "name": session.name.as_str() });
+        if let Some(reason) = reason {
+            data["reason"] = reason.as_str().into();
+        }
+        self.events.tell(&Site::of(session), what, &data);
     }
 
     /// The public handle of the owner's token as it is now.
@@ -114,6 +144,7 @@ impl Sessions {
             (session, is_new_leader)
         };
         self.log.began(&session);
+        self.announce(&session, STARTED, None);
         if is_new_leader {
             tokio::spawn(watch_leader(self.clone(), leader));
         }
@@ -153,6 +184,7 @@ impl Sessions {
         }
         for Ended { session, reason, .. } in all_ended {
             self.log.ended(session, *reason, by.filter(|_| *reason == EndReason::Revoked));
+            self.announce(session, ENDED, Some(*reason));
             if let Some(lifeline) = lock(&self.lifelines).remove(&session.id) {
                 lifeline.send_replace(Some(*reason));
             }
@@ -193,6 +225,7 @@ impl Sessions {
             registry.rotate(asker, id, verifier, grace, now)?
         };
         self.log.rotated(&session, grace, by);
+        self.announce(&session, ROTATED, None);
         self.touch(id);
         self.clock.notify_one();
         Ok(session.token_id)
@@ -225,6 +258,7 @@ impl Sessions {
             changed.last().cloned().ok_or(NotMade::ParentEnded)?
         };
         self.log.changed(&session, by);
+        self.touch(id);
         self.clock.notify_one();
         Ok(session)
     }

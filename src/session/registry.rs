@@ -205,6 +205,15 @@ impl Registry {
         self.credentials.get(&token_id).map(|credential| credential.until)
     }
 
+    /// The session that somebody was let in to, as it is now, if it still stands and so does the token: neither has
+    /// ended, nor ends now.
+    pub fn standing(&self, admitted: &Admitted, now: Millis) -> Option<&Arc<Session>> {
+        let session = &self.sessions.get(&admitted.session.id)?.session;
+        let token = self.credentials.get(&admitted.token_id)?;
+        let lasts = |end: Option<Millis>| end.is_none_or(|end| now < end);
+        (lasts(token.until) && lasts(session.expires)).then_some(session)
+    }
+
     /// Makes a session below the one that asks. Says too whether its leader is a new one: then it must
     /// be watched, and its end told by [`Registry::end_leader`].
     ///

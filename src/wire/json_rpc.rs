@@ -180,12 +180,12 @@ pub fn write_answer(out: &mut Vec<u8>, id: Option<&RawValue>, result: &Result<Va
 pub const SESSION_ENDED: &str = "session.ended";
 
 /// Writes a notification (section 4.1 of the specification) and its newline behind what is there already.
-pub fn write_notification(out: &mut Vec<u8>, method: &str, params: &Value) {
+pub fn write_notification<P: Serialize>(out: &mut Vec<u8>, method: &str, params: &P) {
     #[derive(Serialize)]
-    struct Line<'a> {
+    struct Line<'a, P> {
         jsonrpc: &'static str,
         method: &'a str,
-        params: &'a Value,
+        params: &'a P,
     }
     // As above.
     #[allow(clippy::expect_used)]

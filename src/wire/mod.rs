@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod event;
 pub mod json_rpc;
 pub mod line;
 pub mod opening;

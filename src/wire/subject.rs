@@ -93,6 +93,11 @@ impl Subject {
         self.0.split('.')
     }
 
+    /// The pattern that matches this subject and no other.
+    pub fn as_pattern(&self) -> Pattern {
+        Pattern(self.0.clone())
+    }
+
     /// Whether only the daemon publishes it: `$authsock` and what is below.
     pub fn is_built_in(&self) -> bool {
         self.tokens().next() == Some(BUILT_IN)

@@ -19,6 +19,7 @@ mod clients;
 mod confine;
 #[cfg(target_os = "linux")] // /proc, namespaces
 mod doctor;
+mod events;
 #[cfg(target_os = "linux")] // strace
 mod faults;
 mod gate;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use authsock::config::Config;
-use authsock::daemon::METHODS;
+use authsock::daemon::{METHODS, Needs};
 use authsock::wire::auth::{AUTH_LINE_MAX, Code, VERSION, VERSIONS};
 use authsock::wire::json_rpc::ErrorCode;
 use serde_json::Value;
@@ -41,7 +41,11 @@ fn the_manual_has_every_refusal_with_its_sentence() {
 fn the_manual_has_every_method_with_its_scope() {
     let table = table("| method | scope | parameters | result |");
     let told: Vec<_> = table.iter().map(|row| (row[0].clone(), row[1].clone())).collect();
-    let scope = |needs: Option<&str>| needs.map_or("none".to_owned(), |needs| format!("`{needs}`"));
+    let scope = |needs: Needs| match needs {
+        Needs::Nothing => "none".to_owned(),
+        Needs::Scope(needs) => format!("`{needs}`"),
+        Needs::Subjects(verb) => format!("`events:{}:SUBJECT`", format!("{verb:?}").to_lowercase()),
+    };
     let real: Vec<_> =
         METHODS.iter().map(|method| (format!("`{}`", method.name), scope(method.needs))).collect();
     assert_eq!(told, real);

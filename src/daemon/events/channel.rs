@@ -1,0 +1,106 @@
+//! The events of one realm: their numbering, those that are kept, and what somebody who comes back has missed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::subscriber::Subscriber;
+use super::{Event, Site};
+use crate::config;
+use crate::wire::event::{Epoch, Gap, GapReason, Place};
+
+/// From where on somebody wants events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::daemon) enum From {
+    /// From now on.
+    Now,
+    /// All that is kept.
+    Beginning,
+    /// What came after a place, in a numbering or, if none is named, in the present one.
+    After(Option<Epoch>, u64),
+    /// So many of those that are kept, the newest.
+    Last(usize),
+}
+
+/// What follows a subscription at once.
+#[derive(Debug)]
+pub(super) struct Replay<'a> {
+    /// What is missing before the events.
+    pub(super) gap: Option<Gap<'a>>,
+    pub(super) events: Vec<Arc<Event>>,
+    /// The number that they, and whatever comes later, come after.
+    pub(super) after: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Channel {
+    epoch: Epoch,
+    /// The number of the newest event; 0 before the first.
+    last: u64,
+    kept: VecDeque<Arc<Event>>,
+    kept_bytes: usize,
+    pub(super) subscribers: Vec<Arc<Subscriber>>,
+    /// When something was published here last, by the count of all events.
+    pub(super) used: u64,
+}
+
+impl Channel {
+    pub(super) fn new(epoch: Epoch) -> Channel {
+        Channel { epoch, last: 0, kept: VecDeque::new(), kept_bytes: 0, subscribers: Vec::new(), used: 0 }
+    }
+
+    pub(super) fn newest(&self) -> Place {
+        Place { epoch: self.epoch, seq: self.last }
+    }
+
+    /// The place of an event that is published now.
+    pub(super) fn next(&mut self) -> Place {
+        self.last += 1;
+        self.newest()
+    }
+
+    /// Keeps an event, and as many of those before it as fit.
+    pub(super) fn keep(&mut self, event: Arc<Event>, settings: &config::Events) {
+        self.kept_bytes += event.line.line().len();
+        self.kept.push_back(event);
+        while self.kept.len() > settings.kept || self.kept_bytes > settings.kept_bytes {
+            let Some(oldest) = self.kept.pop_front() else { break };
+            self.kept_bytes -= oldest.line.line().len();
+        }
+    }
+
+    /// What somebody who hears `hears` gets who wants what came after a place.
+    pub(super) fn replay<'a>(
+        &self,
+        site: &'a Site,
+        from: From,
+        hears: impl Fn(&Event) -> bool,
+    ) -> Replay<'a> {
+        let gap = |reason, from, to| Gap {
+            reason,
+            realm: site.realm.as_str(),
+            missed: None,
+            from,
+            to,
+            epoch: self.epoch,
+        };
+        let forgotten = self.last - self.kept.len() as u64;
+        let (after, gap) = match from {
+            From::Now | From::Last(0) => (self.last, None),
+            From::Beginning => (forgotten, None),
+            From::Last(wanted) => {
+                let heard = self.kept.iter().rev().filter(|event| hears(event)).take(wanted);
+                (heard.last().map_or(self.last, |event| event.seq - 1), None)
+            }
+            // Another numbering, or one that has not come so far: nobody knows what was in between.
+            From::After(epoch, seq) if epoch.is_some_and(|epoch| epoch != self.epoch) || seq > self.last => {
+                (forgotten, Some(gap(GapReason::Restarted, None, None)))
+            }
+            From::After(_, seq) if seq < forgotten => {
+                (forgotten, Some(gap(GapReason::Forgotten, Some(seq + 1), Some(forgotten))))
+            }
+            From::After(_, seq) => (seq, None),
+        };
+        let kept = self.kept.iter().filter(|event| event.seq > after && hears(event));
+        Replay { gap, events: kept.cloned().collect(), after }
+    }
+}

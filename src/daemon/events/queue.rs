@@ -1,0 +1,269 @@
+//! What waits for one subscriber: bounded, in order, and with a count of what did not fit.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use super::{Event, Site};
+use crate::config;
+use crate::wire::event::{Epoch, GAP, Gap, GapReason, UNSUBSCRIBED};
+use crate::wire::json_rpc::write_notification;
+use crate::wire::subject::Pattern;
+
+/// Most pieces that are written at once.
+const AT_ONCE: usize = 64;
+
+/// In which form a subscriber reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::daemon) enum Form {
+    /// Notifications of JSON-RPC, a line each.
+    Lines,
+    /// Server-sent events (HTML Living Standard, section 9.2).
+    Stream,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Event {
+        event: Arc<Event>,
+        is_replayed: bool,
+    },
+    /// What is for this subscriber alone, as it is sent.
+    Own(Box<[u8]>),
+}
+
+impl Piece {
+    fn line(&self) -> &[u8] {
+        match self {
+            Piece::Event { event, .. } => event.line.line(),
+            Piece::Own(bytes) => bytes,
+        }
+    }
+}
+
+/// What did not fit, of one realm.
+#[derive(Debug)]
+struct Missed {
+    site: Site,
+    epoch: Epoch,
+    count: u64,
+    from: u64,
+    to: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Queue {
+    form: Form,
+    pieces: VecDeque<Piece>,
+    /// How much of the first piece is written.
+    written: usize,
+    /// Events among them that were new when they came, and their bytes: what the limits count.
+    events: usize,
+    bytes: usize,
+    /// Events among them that were kept.
+    replayed: usize,
+    /// What is missing behind the last piece.
+    missed: Vec<Missed>,
+}
+
+/// How far writing came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::daemon) enum Progress {
+    /// Nothing waits any more.
+    Done,
+    /// The other end does not read now.
+    Blocked,
+}
+
+impl Queue {
+    pub(super) fn new(form: Form) -> Queue {
+        Queue {
+            form,
+            pieces: VecDeque::new(),
+            written: 0,
+            events: 0,
+            bytes: 0,
+            replayed: 0,
+            missed: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty() && self.missed.is_empty()
+    }
+
+    /// Whether a part of a piece is out: nothing else may come before the rest of it.
+    pub(super) fn is_amid(&self) -> bool {
+        self.written > 0
+    }
+
+    /// Whether events that were asked for as kept ones still wait.
+    pub(super) fn is_replaying(&self) -> bool {
+        self.replayed > 0
+    }
+
+    /// Takes in a new event, or counts that it did not fit.
+    pub(super) fn push(&mut self, event: &Arc<Event>, site: &Site, limits: &config::Events) -> bool {
+        let length = event.line.line().len();
+        // One that is larger than all that may wait is no reason to hear nothing.
+        if self.events >= limits.queued || (self.events > 0 && self.bytes + length > limits.queued_bytes) {
+            match self.missed.iter_mut().find(|missed| missed.site == *site && missed.epoch == event.epoch) {
+                Some(missed) => {
+                    missed.count += 1;
+                    missed.to = event.seq;
+                }
+                None => self.missed.push(Missed {
+                    site: site.clone(),
+                    epoch: event.epoch,
+                    count: 1,
+                    from: event.seq,
+                    to: event.seq,
+                }),
+            }
+            return false;
+        }
+        self.tell_missed();
+        self.events += 1;
+        self.bytes += length;
+        self.pieces.push_back(Piece::Event { event: event.clone(), is_replayed: false });
+        true
+    }
+
+    /// Takes in what is kept, and what is missing before.
+    pub(super) fn replay(&mut self, gap: Option<&Gap<'_>>, events: Vec<Arc<Event>>) {
+        self.tell_missed();
+        if let Some(gap) = gap {
+            self.tell(GAP, gap);
+        }
+        self.replayed += events.len();
+        self.pieces.extend(events.into_iter().map(|event| Piece::Event { event, is_replayed: true }));
+    }
+
+    /// Takes in that some patterns are none of the subscriber's any more.
+    pub(super) fn unsubscribed(&mut self, realm: &str, patterns: &[Pattern]) {
+        self.tell_missed();
+        let subjects: Vec<&str> = patterns.iter().map(Pattern::as_str).collect();
+        self.tell(UNSUBSCRIBED, &serde_json::json!({ "subjects": subjects, "realm": realm }));
+    }
+
+    fn tell_missed(&mut self) {
+        for Missed { site, epoch, count, from, to } in std::mem::take(&mut self.missed) {
+            self.tell(
+                GAP,
+                &Gap {
+                    reason: GapReason::Slow,
+                    realm: site.realm.as_str(),
+                    missed: Some(count),
+                    from: Some(from),
+                    to: Some(to),
+                    epoch,
+                },
+            );
+        }
+    }
+
+    fn tell(&mut self, method: &str, params: &impl serde::Serialize) {
+        let mut bytes = Vec::new();
+        match self.form {
+            Form::Lines => write_notification(&mut bytes, method, params),
+            Form::Stream => write_frame(&mut bytes, method, None, params),
+        }
+        self.pieces.push_back(Piece::Own(bytes.into()));
+    }
+
+    /// Writes what waits, as far as the other end takes it, with as few calls as there can be: `write` is given the
+    /// slices, and says how many bytes were taken.
+    pub(super) fn write_lines(
+        &mut self,
+        mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<Progress> {
+        loop {
+            if self.pieces.is_empty() {
+                self.tell_missed();
+            }
+            let mut slices = [IoSlice::new(&[]); AT_ONCE];
+            let mut count = 0;
+            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                let skipped = if count == 0 { self.written } else { 0 };
+                *slice = IoSlice::new(&piece.line()[skipped..]);
+                count += 1;
+            }
+            if count == 0 {
+                return Ok(Progress::Done);
+            }
+            match write(&slices[..count]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(taken) => self.advance(taken),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Progress::Blocked),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn advance(&mut self, taken: usize) {
+        self.written += taken;
+        while let Some(piece) = self.pieces.front() {
+            let length = piece.line().len();
+            if self.written < length {
+                break;
+            }
+            self.written -= length;
+            self.pop();
+        }
+    }
+
+    fn pop(&mut self) -> Option<Piece> {
+        let piece = self.pieces.pop_front()?;
+        if let Piece::Event { event, is_replayed } = &piece {
+            if *is_replayed {
+                self.replayed -= 1;
+            } else {
+                self.events -= 1;
+                self.bytes -= event.line.line().len();
+            }
+        }
+        if self.pieces.is_empty() {
+            // An idle subscriber holds no buffer.
+            self.pieces = VecDeque::new();
+        }
+        Some(piece)
+    }
+
+    /// Takes about so many bytes of frames; none if nothing waits.
+    pub(super) fn take_frames(&mut self, most: usize) -> Vec<u8> {
+        let mut frames = Vec::new();
+        if self.pieces.is_empty() {
+            self.tell_missed();
+        }
+        while frames.len() < most {
+            match self.pop() {
+                Some(Piece::Event { event, .. }) => {
+                    frames.extend_from_slice(format!("id: {}\ndata: ", event.place()).as_bytes());
+                    frames.extend_from_slice(event.line.params());
+                    frames.extend_from_slice(b"\n\n");
+                }
+                Some(Piece::Own(frame)) => frames.extend_from_slice(&frame),
+                None => break,
+            }
+        }
+        frames
+    }
+}
+
+/// Writes one frame of a stream whose data is JSON, which has no line end.
+pub(in crate::daemon) fn write_frame(
+    out: &mut Vec<u8>,
+    event: &str,
+    id: Option<&str>,
+    data: &impl serde::Serialize,
+) {
+    if let Some(id) = id {
+        out.extend_from_slice(format!("id: {id}\n").as_bytes());
+    }
+    out.extend_from_slice(format!("event: {event}\ndata: ").as_bytes());
+    // Plain data into memory: neither JSON nor a Vec can refuse it.
+    #[allow(clippy::expect_used)]
+    serde_json::to_writer(&mut *out, data).expect("plain data serialises");
+    out.extend_from_slice(b"\n\n");
+}

@@ -1,0 +1,485 @@
+//! Events as their publishers and subscribers see them: who hears what, in which order, and what is told of what did not come.
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use authsock::secret::token::Token;
+
+use crate::ground::{Daemon, Ground, Line, bind_private, minted};
+
+fn served_with(configuration: &str) -> (Ground, Daemon) {
+    let ground = Ground::new();
+    ground.configure(configuration);
+    let daemon = ground.serve();
+    (ground, daemon)
+}
+
+fn connected(ground: &Ground, token: &str) -> Line {
+    let mut line = Line::connect(&ground.init_socket());
+    let result = line.plain(token);
+    assert_eq!(result["success"], true, "{result}");
+    line
+}
+
+/// The owner, connected.
+fn owner(ground: &Ground) -> Line {
+    connected(ground, &ground.token_after_first_contact())
+}
+
+/// A session that is bound to the user, and a connection in it.
+fn joined(ground: &Ground, owner: &mut Line, name: &str, more: Value) -> (String, Token, Line) {
+    let (token, verifier) = minted();
+    let mut wish = json!({ "name": name, "binding": "uid", "verifier": verifier });
+    wish.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let made = owner.call("session.create", &wish);
+    let id = made["result"]["session"]["id"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
+    let line = connected(ground, &token.reveal());
+    (id, token, line)
+}
+
+fn subscribe(line: &mut Line, params: Value) -> Value {
+    let answer = line.call("events.subscribe", &params);
+    assert!(answer["result"].is_object(), "{answer}");
+    answer["result"].clone()
+}
+
+fn publish(line: &mut Line, subject: &str, data: Value) -> Value {
+    let answer = line.call("events.publish", &json!({ "subject": subject, "data": data }));
+    assert!(answer["result"].is_object(), "{answer}");
+    answer["result"].clone()
+}
+
+/// The next line, which must be a notification of this kind; its params.
+fn told(line: &mut Line, method: &str) -> Value {
+    let line = line.receive().expect("a notification");
+    assert_eq!(line["method"], method, "{line}");
+    assert!(line.get("id").is_none(), "{line}");
+    line["params"].clone()
+}
+
+fn code(answer: &Value) -> i64 {
+    answer["error"]["code"].as_i64().unwrap_or_else(|| panic!("{answer}"))
+}
+
+fn words(answer: &Value) -> &str {
+    answer["error"]["message"].as_str().unwrap_or_else(|| panic!("{answer}"))
+}
+
+/// That a connection has heard nothing until now: an answer to something asked later is the next line.
+fn has_heard_nothing(line: &mut Line) {
+    assert_eq!(line.call("ping", &json!({}))["result"]["pong"], true);
+}
+
+#[test]
+fn an_event_comes_with_its_place_its_time_and_its_publisher_by_the_daemon_s_word() {
+    let (ground, _daemon) = served_with("");
+    let mut owner = owner(&ground);
+    let (id, _, mut alice) = joined(&ground, &mut owner, "alice", json!({}));
+    let (_, _, mut bob) = joined(&ground, &mut owner, "bob", json!({}));
+    let begun = subscribe(&mut bob, json!({ "subjects": ["build.*.done", "build.>"] }));
+    // What the payload says of its sender is the payload's own business.
+    let data = json!({ "publisher": { "id": "owner" }, "seq": 1, "text": "ü\n" });
+    let published = publish(&mut alice, "build.x.done", data.clone());
+    assert_eq!(published["reached"], 1);
+    let event = told(&mut bob, "event");
+    assert_eq!(event["subject"], "build.x.done");
+    assert_eq!(event["publisher"], json!({ "id": id, "name": "alice" }));
+    assert_eq!(event["data"], data);
+    assert_eq!((&event["seq"], &event["epoch"]), (&published["seq"], &published["epoch"]));
+    assert_eq!(event["seq"].as_u64().unwrap(), begun["seq"].as_u64().unwrap() + 1);
+    assert_eq!(event["realm"], "default");
+    assert!(event["time_ms"].as_u64().unwrap() > 1_700_000_000_000);
+    // Two patterns match it, and it came once; who publishes does not hear it unless it subscribes.
+    has_heard_nothing(&mut bob);
+    has_heard_nothing(&mut alice);
+    assert_eq!(publish(&mut alice, "build", json!(null))["reached"], 0, "build.> is what is below");
+    let left = bob.call("events.unsubscribe", &json!({ "subjects": ["build.>"] }));
+    assert_eq!(left["result"]["subjects"], json!(["build.*.done"]));
+    assert_eq!(publish(&mut alice, "build.y", json!(1))["reached"], 0);
+    assert_eq!(bob.call("events.unsubscribe", &json!({}))["result"]["subjects"], json!([]));
+    assert_eq!(publish(&mut alice, "build.x.done", json!(1))["reached"], 0);
+    has_heard_nothing(&mut bob);
+}
+
+#[test]
+fn who_is_not_in_hears_not_one_byte_of_an_event() {
+    let (ground, _daemon) = served_with("");
+    let mut owner = owner(&ground);
+    let (_, _, mut publisher) = joined(&ground, &mut owner, "publisher", json!({}));
+    let (_, _, mut elsewhere) = joined(&ground, &mut owner, "elsewhere", json!({ "realm": "other" }));
+    let (revoked_id, _, mut revoked) = joined(&ground, &mut owner, "revoked", json!({}));
+    let (rotated_id, _, mut rotated) = joined(&ground, &mut owner, "rotated", json!({}));
+    let (_, _, mut brief) = joined(&ground, &mut owner, "brief", json!({ "ttl_seconds": 1 }));
+    for line in [&mut elsewhere, &mut revoked, &mut rotated, &mut brief] {
+        subscribe(line, json!({ "subjects": [">"] }));
+    }
+    // One that says nothing, one that is in the middle of its handshake, and one that was refused.
+    let silent = std::os::unix::net::UnixStream::connect(ground.init_socket()).unwrap();
+    let mut amid = Line::connect(&ground.init_socket());
+    let nonce = "ab".repeat(32);
+    amid.send_json(&json!({ "type": "auth", "v": 1, "token_id": "0123456789abcdef", "nonce": nonce }));
+    assert_eq!(amid.receive().unwrap()["type"], "challenge");
+    let mut refused = Line::connect(&ground.init_socket());
+    assert_eq!(refused.plain(&"0".repeat(64))["success"], false);
+    // Revoked, rotated without grace, and then published to, in one write of one client: nothing lies in between.
+    let (_, verifier) = minted();
+    let request = |id: u64, method: &str, params: Value| {
+        format!("{}\n", json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }))
+    };
+    owner.send(
+        &[
+            request(1, "session.revoke", json!({ "id": revoked_id })),
+            request(
+                2,
+                "session.rotate",
+                json!({ "id": rotated_id, "grace_seconds": 0, "verifier": verifier }),
+            ),
+            request(3, "events.publish", json!({ "subject": "secret.word", "data": "SECRET" })),
+        ]
+        .concat(),
+    );
+    assert_eq!(owner.receive().unwrap()["result"]["ended"], 1);
+    assert!(owner.receive().unwrap()["result"].is_object());
+    let reached = owner.receive().unwrap()["result"]["reached"].clone();
+    assert_eq!(reached, 1, "the brief one is still in");
+    assert!(String::from_utf8_lossy(&brief.rest()).contains("SECRET"), "it was in, until its time was up");
+    for _ in 0..100 {
+        publish(&mut publisher, "secret.word", json!("SECRET"));
+    }
+    for (name, line) in [("revoked", &mut revoked), ("rotated", &mut rotated)] {
+        let rest = String::from_utf8(line.rest()).unwrap();
+        assert!(!rest.contains("SECRET"), "{name}: {rest}");
+    }
+    has_heard_nothing(&mut elsewhere);
+    assert_eq!(amid.rest(), refusal_of_silence(), "only its handshake's own line");
+    assert_eq!(refused.rest(), b"");
+    let mut silent = silent;
+    let mut heard = Vec::new();
+    let _ = silent.read_to_end(&mut heard);
+    assert_eq!(heard, refusal_of_silence());
+}
+
+/// What a connection hears that did not come through its handshake in time.
+fn refusal_of_silence() -> Vec<u8> {
+    use authsock::wire::auth::{Answer, Code, RefusalBrief};
+    Answer::Refused(RefusalBrief::of(Code::Timeout)).to_line().into_bytes()
+}
+
+#[test]
+fn an_event_that_waits_for_a_session_goes_with_it() {
+    let (ground, _daemon) = served_with("[events]\nqueued_bytes = 1073741824\nqueued = 1000000\n");
+    let mut owner = owner(&ground);
+    let (id, _, mut slow) = joined(&ground, &mut owner, "slow", json!({}));
+    subscribe(&mut slow, json!({ "subjects": ["big"] }));
+    // It does not read: what its socket does not hold waits in the daemon.
+    let big = "x".repeat(60_000);
+    for number in 0..100 {
+        assert_eq!(publish(&mut owner, "big", json!([number, big]))["reached"], 1);
+    }
+    assert_eq!(owner.call("session.revoke", &json!({ "id": id }))["result"]["ended"], 1);
+    let rest = String::from_utf8(slow.rest()).unwrap();
+    let whole = rest.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()).count();
+    assert!(whole < 90, "{whole}");
+    assert!(!rest.contains("[99,"), "what was not out yet never comes");
+}
+
+#[test]
+fn inboxes_are_for_their_session_and_its_realm_writes_to_them() {
+    let (ground, _daemon) = served_with("");
+    let mut owner = owner(&ground);
+    let (alice_id, _, mut alice) = joined(&ground, &mut owner, "alice", json!({}));
+    let (bob_id, _, mut bob) = joined(&ground, &mut owner, "bob", json!({}));
+    let (far_id, _, mut far) = joined(&ground, &mut owner, "far", json!({ "realm": "far" }));
+    for subject in [format!("inbox.{alice_id}.>"), format!("inbox.{alice_id}"), format!("inbox.{alice_id}.*")]
+    {
+        let answer = bob.call("events.subscribe", &json!({ "subjects": [subject] }));
+        assert_eq!(code(&answer), -32001);
+        assert!(words(&answer).contains("another session's inbox") && words(&answer).contains(&bob_id));
+    }
+    subscribe(&mut bob, json!({ "subjects": [">", "inbox.>", "inbox.*.>", "*.*"] }));
+    subscribe(&mut owner, json!({ "subjects": [">"] }));
+    subscribe(&mut alice, json!({ "subjects": [format!("inbox.{alice_id}.>")] }));
+    let reply = format!("inbox.{alice_id}.reply");
+    assert_eq!(publish(&mut bob, &reply, json!("for alice"))["reached"], 1);
+    assert_eq!(told(&mut alice, "event")["data"], "for alice");
+    has_heard_nothing(&mut bob);
+    has_heard_nothing(&mut owner);
+    // Nor later, from what is kept.
+    let again = subscribe(&mut bob, json!({ "subjects": ["inbox.>"], "since": 0 }));
+    assert_eq!(again["replayed"], 0);
+    let again = subscribe(&mut alice, json!({ "subjects": ["inbox.>"], "since": 0 }));
+    assert_eq!(again["replayed"], 1);
+    assert_eq!(told(&mut alice, "event")["data"], "for alice");
+    for (from_far, subject) in [
+        (true, format!("inbox.{alice_id}.x")),
+        (false, format!("inbox.{far_id}.x")),
+        (false, "inbox".to_owned()),
+        (false, "inbox.nobody.x".to_owned()),
+    ] {
+        let line = if from_far { &mut far } else { &mut alice };
+        let answer = line.call("events.publish", &json!({ "subject": subject }));
+        assert_eq!(code(&answer), -32002, "{subject}: {answer}");
+    }
+}
+
+#[test]
+fn what_becomes_of_sessions_is_told_to_their_realm_and_nobody_else_says_so() {
+    let (ground, _daemon) = served_with("");
+    let mut owner = owner(&ground);
+    let (_, _, mut watcher) = joined(&ground, &mut owner, "watcher", json!({}));
+    let (_, _, mut far) = joined(&ground, &mut owner, "far", json!({ "realm": "far" }));
+    subscribe(&mut watcher, json!({ "subjects": ["$authsock.session.*"] }));
+    subscribe(&mut far, json!({ "subjects": ["$authsock.>"] }));
+    let (id, _, mut line) = joined(&ground, &mut owner, "comes and goes", json!({}));
+    let started = told(&mut watcher, "event");
+    assert_eq!(started["subject"], "$authsock.session.started");
+    assert_eq!(started["data"], json!({ "id": id, "name": "comes and goes" }));
+    assert_eq!(started["publisher"], Value::Null);
+    let (_, verifier) = minted();
+    assert!(line.call("session.rotate", &json!({ "verifier": verifier }))["result"].is_object());
+    assert_eq!(told(&mut watcher, "event")["subject"], "$authsock.session.rotated");
+    assert_eq!(owner.call("session.revoke", &json!({ "id": id }))["result"]["ended"], 1);
+    let ended = told(&mut watcher, "event");
+    assert_eq!(ended["subject"], "$authsock.session.ended");
+    assert_eq!(ended["data"], json!({ "id": id, "name": "comes and goes", "reason": "revoked" }));
+    has_heard_nothing(&mut far);
+    for subject in ["$authsock.session.ended", "$authsock", "$authsock.x"] {
+        for line in [&mut owner, &mut watcher] {
+            let answer = line.call("events.publish", &json!({ "subject": subject }));
+            assert_eq!(code(&answer), -32001, "{answer}");
+        }
+    }
+    let answer = watcher.call("events.subscribe", &json!({ "subjects": ["$authsock.auth.refused"] }));
+    assert_eq!(code(&answer), -32001, "{answer}");
+    assert!(words(&answer).contains("owner"), "{answer}");
+}
+
+#[test]
+fn scopes_say_which_subjects_and_what_is_narrowed_is_heard_no_more() {
+    let (ground, _daemon) = served_with("");
+    let mut owner = owner(&ground);
+    let scopes = json!({ "scopes": ["events:publish:a.>", "events:subscribe:a.>", "events:subscribe:b"] });
+    let (id, _, mut line) = joined(&ground, &mut owner, "narrow", scopes);
+    for (method, params) in [
+        ("events.publish", json!({ "subject": "b" })),
+        ("events.publish", json!({ "subject": "a" })),
+        ("events.subscribe", json!({ "subjects": [">"] })),
+        ("events.subscribe", json!({ "subjects": ["a.x", "*.x"] })),
+    ] {
+        let answer = line.call(method, &params);
+        assert_eq!(code(&answer), -32001, "{answer}");
+        assert!(words(&answer).contains("needs the scope events:"), "{answer}");
+    }
+    subscribe(&mut line, json!({ "subjects": ["a.>", "b"] }));
+    assert_eq!(publish(&mut owner, "a.x", json!(1))["reached"], 1);
+    assert_eq!(told(&mut line, "event")["subject"], "a.x");
+    let narrowed = owner.call("session.update", &json!({ "id": id, "scopes": ["events:subscribe:a.y"] }));
+    assert!(narrowed["result"].is_object(), "{narrowed}");
+    assert_eq!(publish(&mut owner, "b", json!(1))["reached"], 0);
+    assert_eq!(publish(&mut owner, "a.y", json!(1))["reached"], 0, "a.> is more than is permitted now");
+    let mut lost = vec![told(&mut line, "event.unsubscribed"), told(&mut line, "event.unsubscribed")];
+    lost.sort_by_key(ToString::to_string);
+    assert_eq!(lost[0]["subjects"], json!(["a.>"]));
+    assert_eq!(lost[1]["subjects"], json!(["b"]));
+    subscribe(&mut line, json!({ "subjects": ["a.y"] }));
+    assert_eq!(publish(&mut owner, "a.y", json!(1))["reached"], 1);
+    assert_eq!(told(&mut line, "event")["subject"], "a.y");
+}
+
+#[test]
+fn only_who_stands_for_somebody_enters_other_realms() {
+    let (ground, _daemon) = served_with("");
+    let mut owner = owner(&ground);
+    let (_, _, mut far) = joined(&ground, &mut owner, "far", json!({ "realm": "far" }));
+    let (_, _, mut near) = joined(&ground, &mut owner, "near", json!({}));
+    subscribe(&mut far, json!({ "subjects": ["x"], "realm": "far" }));
+    for method in ["events.publish", "events.subscribe"] {
+        let mut params = json!({ "realm": "far" });
+        let (key, value) =
+            if method == "events.publish" { ("subject", json!("x")) } else { ("subjects", json!(["x"])) };
+        params[key] = value;
+        assert_eq!(code(&near.call(method, &params)), -32001);
+    }
+    subscribe(&mut owner, json!({ "subjects": ["x"], "realm": "far" }));
+    let told_all = owner.call("events.publish", &json!({ "subject": "x", "realm": "far" }));
+    let event = owner.receive().unwrap();
+    assert_eq!(told_all["result"]["reached"], 2);
+    assert_eq!(event["params"]["realm"], "far");
+    assert_eq!(told(&mut far, "event")["data"], Value::Null);
+    has_heard_nothing(&mut near);
+}
+
+#[test]
+fn every_limit_of_an_event_holds_at_its_edge() {
+    let (ground, _daemon) =
+        served_with("[events]\npayload_bytes = 10\npayload_depth = 2\npatterns = 2\nrealms_per_uid = 2\n");
+    let mut owner = owner(&ground);
+    let call = |owner: &mut Line, data: &str| {
+        owner.send(&format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"events.publish\",\"params\":{{\"subject\":\"a\",\"data\":{data}}}}}\n"
+        ));
+        owner.receive().unwrap()
+    };
+    assert!(call(&mut owner, "\"12345678\"")["result"].is_object());
+    let answer = call(&mut owner, "\"123456789\"");
+    assert_eq!(code(&answer), -32602);
+    assert!(words(&answer).contains("events.payload_bytes"), "{answer}");
+    assert!(call(&mut owner, "[[1]]")["result"].is_object());
+    assert!(words(&call(&mut owner, "[[[1]]]")).contains("events.payload_depth"));
+    subscribe(&mut owner, json!({ "subjects": ["a", "b", "a"] }));
+    let answer = owner.call("events.subscribe", &json!({ "subjects": ["c"] }));
+    assert_eq!(code(&answer), -32003);
+    assert!(words(&answer).contains("events.patterns"), "{answer}");
+    // Two realms are kept, and both have a subscriber.
+    let (_, _, mut far) = joined(&ground, &mut owner, "far", json!({ "realm": "far" }));
+    subscribe(&mut far, json!({ "subjects": ["a"] }));
+    let answer = owner.call("events.publish", &json!({ "subject": "a", "realm": "third" }));
+    assert_eq!(code(&answer), -32003);
+    assert!(words(&answer).contains("events.realms_per_uid"), "{answer}");
+    drop(far);
+    // Its connection's end is an event too: there is room once the daemon has seen it.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while owner.call("events.publish", &json!({ "subject": "a", "realm": "third" }))["error"].is_object() {
+        assert!(Instant::now() < deadline);
+    }
+    for (subject, says) in [
+        ("", "not a subject"),
+        ("a..b", "not a subject"),
+        ("a.*", "for those who subscribe"),
+        (&"s".repeat(257), "256"),
+    ] {
+        let answer = owner.call("events.publish", &json!({ "subject": subject }));
+        assert_eq!(code(&answer), -32602);
+        assert!(words(&answer).contains(says), "{answer}");
+    }
+}
+
+#[test]
+fn who_comes_back_gets_what_is_kept_or_is_told_what_is_not() {
+    let (ground, _daemon) = served_with("[events]\nkept = 5\n");
+    let mut owner = owner(&ground);
+    let first = publish(&mut owner, "n.1", json!(1));
+    let epoch = first["epoch"].clone();
+    for number in 2..=8 {
+        publish(&mut owner, if number % 2 == 0 { "even" } else { "odd" }, json!(number));
+    }
+    // 4 to 8 are kept.
+    let numbers = |lines: &[Value]| -> Vec<u64> {
+        lines.iter().filter_map(|line| line["params"]["seq"].as_u64()).collect()
+    };
+    let collect = |params: Value| -> (Value, Vec<Value>) {
+        let mut line = connected(&ground, &ground.token());
+        let begun = subscribe(&mut line, params);
+        let mut lines = Vec::new();
+        let mut events = 0;
+        while events < begun["replayed"].as_u64().unwrap() {
+            let line = line.receive().unwrap();
+            events += u64::from(line["method"] == "event");
+            lines.push(line);
+        }
+        (begun, lines)
+    };
+    let (begun, lines) = collect(json!({ "subjects": [">"], "since": 5, "epoch": epoch }));
+    assert_eq!((&begun["replayed"], &begun["after"], &begun["seq"]), (&json!(3), &json!(5), &json!(8)));
+    assert_eq!(numbers(&lines), [6, 7, 8], "nothing is missing, and nothing is said");
+    let (_, lines) = collect(json!({ "subjects": ["even"], "since": 4, "epoch": null }));
+    assert_eq!(numbers(&lines), [6, 8]);
+    let (_, lines) = collect(json!({ "subjects": [">"], "since": 3, "epoch": epoch }));
+    assert_eq!(numbers(&lines), [4, 5, 6, 7, 8]);
+    let (begun, lines) = collect(json!({ "subjects": [">"], "since": 2, "epoch": epoch }));
+    assert_eq!(lines[0]["method"], "event.gap");
+    let gap = &lines[0]["params"];
+    assert_eq!((&gap["reason"], &gap["from"], &gap["to"]), (&json!("forgotten"), &json!(3), &json!(3)));
+    assert_eq!((numbers(&lines), &begun["replayed"]), (vec![4, 5, 6, 7, 8], &json!(5)));
+    let (_, lines) = collect(json!({ "subjects": [">"], "since": 0 }));
+    assert_eq!(numbers(&lines), [4, 5, 6, 7, 8], "all that is kept was asked for");
+    let (begun, lines) = collect(json!({ "subjects": ["odd"], "last": 1 }));
+    assert_eq!((numbers(&lines), &begun["after"]), (vec![7], &json!(6)));
+    for (since, epoch) in [(9, epoch.clone()), (1, json!("0123456789abcdef")), (9, Value::Null)] {
+        let (_, lines) = collect(json!({ "subjects": [">"], "since": since, "epoch": epoch }));
+        assert_eq!(lines[0]["params"]["reason"], "restarted", "{lines:?}");
+        assert_eq!(numbers(&lines), [4, 5, 6, 7, 8]);
+    }
+    for (params, says) in [
+        (json!({ "subjects": [">"], "since": 1 }), "epoch is missing"),
+        (json!({ "subjects": [">"], "since": 1, "last": 1 }), "exclude"),
+        (json!({ "subjects": [">"], "epoch": epoch }), "belongs to since"),
+        (json!({ "subjects": [">"], "since": 1, "epoch": "x" }), "16 hexadecimal"),
+        (json!({ "subjects": [] }), "at least one"),
+        (json!({}), "subjects"),
+    ] {
+        let answer = owner.call("events.subscribe", &params);
+        assert_eq!(code(&answer), -32602);
+        assert!(words(&answer).contains(says), "{answer}");
+    }
+}
+
+#[test]
+fn a_subscriber_that_does_not_read_is_told_exactly_how_many_it_missed() {
+    let (ground, _daemon) = served_with("[events]\nqueued = 10\n");
+    let mut owner = owner(&ground);
+    let (_, _, mut slow) = joined(&ground, &mut owner, "slow", json!({}));
+    let (_, _, mut quick) = joined(&ground, &mut owner, "quick", json!({}));
+    subscribe(&mut slow, json!({ "subjects": ["n"] }));
+    subscribe(&mut quick, json!({ "subjects": ["n"] }));
+    let filler = "x".repeat(10_000);
+    let total = 200;
+    let mut reached_both = 0;
+    for number in 0..total {
+        reached_both += u64::from(publish(&mut owner, "n", json!([number, filler]))["reached"] == 2);
+        assert_eq!(told(&mut quick, "event")["data"][0], number, "the quick one misses nothing");
+    }
+    assert!(reached_both < total);
+    // Now it reads: what was queued, then the count, then what comes next.
+    publish(&mut owner, "n", json!(["last", ""]));
+    let (mut events, mut missed, mut next) = (0, 0, 0);
+    loop {
+        let line = slow.receive().unwrap();
+        let params = &line["params"];
+        if line["method"] == "event.gap" {
+            assert_eq!(params["reason"], "slow");
+            let (from, to) = (params["from"].as_u64().unwrap(), params["to"].as_u64().unwrap());
+            assert_eq!(params["missed"].as_u64().unwrap(), to - from + 1, "all of them are its own");
+            missed += params["missed"].as_u64().unwrap();
+            next += params["missed"].as_u64().unwrap();
+        } else if params["data"][0] == "last" {
+            events += 1;
+            break;
+        } else {
+            assert_eq!(params["data"][0].as_u64().unwrap(), next, "in order");
+            events += 1;
+            next += 1;
+        }
+        if events + missed == total + 1 {
+            break;
+        }
+    }
+    assert_eq!(events + missed, total + 1);
+    assert!(missed > 0 && events >= reached_both);
+}
+
+#[test]
+fn after_a_kill_there_is_a_gap_and_never_silence() {
+    let ground = Ground::new();
+    let listener = bind_private(&ground.init_socket());
+    let daemon = Daemon::start(&ground, listener.try_clone().unwrap(), |_| {});
+    let mut line = owner(&ground);
+    let published = publish(&mut line, "a", json!(1));
+    daemon.signal(nix::sys::signal::Signal::SIGKILL);
+    assert_eq!(line.receive(), None);
+    drop(daemon);
+    let _daemon = Daemon::start(&ground, listener, |_| {});
+    let mut line = connected(&ground, &ground.token());
+    publish(&mut line, "a", json!(2));
+    let mut line = connected(&ground, &ground.token());
+    let again = subscribe(
+        &mut line,
+        json!({ "subjects": ["a"], "since": published["seq"], "epoch": published["epoch"] }),
+    );
+    assert_ne!(again["epoch"], published["epoch"]);
+    let gap = told(&mut line, "event.gap");
+    assert_eq!((&gap["reason"], &gap["epoch"]), (&json!("restarted"), &again["epoch"]));
+    assert_eq!(told(&mut line, "event")["data"], 2);
+}
