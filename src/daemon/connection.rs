@@ -130,7 +130,14 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             () = sleep_until(began + STOPPING_PATIENCE), if *stopping.borrow() => break,
         }
     }
-    if is_amid(&ears) {
+    // The daemon stops: what waits for whoever may still hear it goes before.
+    if let Some(listening) = ears.get()
+        && hub.sessions.standing(&admitted).is_some()
+    {
+        let subscriber = listening.subscriber();
+        let _ = timeout(FAREWELL, write_events(&stream, |stream| subscriber.write_to(stream))).await;
+    }
+    if ears.get().is_some_and(|listening| listening.subscriber().is_amid()) {
         // Nothing more of an event comes after the end, and nothing else can be told in the middle of one.
         return;
     }
@@ -251,17 +258,22 @@ async fn write_in_order(
     answers: &[u8],
     patience: Duration,
 ) -> io::Result<()> {
-    if let Some(listening) = ears.get().filter(|listening| listening.subscriber().is_amid()) {
-        let rest = async {
-            while listening.subscriber().is_amid() {
-                stream.writable().await?;
-                listening.subscriber().write_to(stream)?;
-            }
-            io::Result::Ok(())
-        };
+    if let Some(listening) = ears.get() {
+        let rest = write_events(stream, |stream| listening.subscriber().write_rest_to(stream));
         timeout(patience, rest).await.map_err(|_| io::ErrorKind::TimedOut)??;
     }
     write_while_read(stream, answers, patience).await
+}
+
+/// Writes all that waits, or the rest of an event that is out in part, to a client that reads.
+async fn write_events(
+    stream: &UnixStream,
+    write: impl Fn(&UnixStream) -> io::Result<Progress>,
+) -> io::Result<()> {
+    while write(stream)? == Progress::Blocked {
+        stream.writable().await?;
+    }
+    Ok(())
 }
 
 /// Waits until there may be events to write; for ever on a connection that does not listen.
@@ -270,10 +282,6 @@ async fn woken(ears: &OnceLock<Listening>) {
         Some(listening) => listening.subscriber().woken().await,
         None => std::future::pending().await,
     }
-}
-
-fn is_amid(ears: &OnceLock<Listening>) -> bool {
-    ears.get().is_some_and(|listening| listening.subscriber().is_amid())
 }
 
 /// Waits until the session has ended, or the connection's token has lost its grace.

@@ -1,6 +1,8 @@
 //! Events as their publishers and subscribers see them: who hears what, in which order, and what is told of what did not come.
 
 use std::io::Read;
+use std::path::Path;
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -482,4 +484,197 @@ fn after_a_kill_there_is_a_gap_and_never_silence() {
     let gap = told(&mut line, "event.gap");
     assert_eq!((&gap["reason"], &gap["epoch"]), (&json!("restarted"), &again["epoch"]));
     assert_eq!(told(&mut line, "event")["data"], 2);
+}
+
+/// How many events are published while everything breaks.
+const PUBLISHED: u64 = 1500;
+/// How often the daemon is killed meanwhile.
+const KILLS: u64 = 3;
+
+/// How far the publisher came, for those who wait for it.
+#[derive(Default)]
+struct Course {
+    /// Numbers below this one were published, or never will be.
+    reached: Mutex<(u64, bool)>,
+    moved: Condvar,
+}
+
+impl Course {
+    fn moves(&self, reached: u64, is_over: bool) {
+        *self.reached.lock().unwrap() = (reached, is_over);
+        self.moved.notify_all();
+    }
+
+    fn wait_for(&self, wanted: u64) {
+        let far = self
+            .moved
+            .wait_while(self.reached.lock().unwrap(), |(reached, over)| *reached < wanted && !*over);
+        drop(far);
+    }
+
+    fn is_over(&self) -> bool {
+        self.reached.lock().unwrap().1
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// A connection that may break at any time.
+fn try_connected(socket: &Path, token: &str) -> Option<Line> {
+    let mut line = Line::connect(socket);
+    line.send_json(&json!({ "type": "auth", "token": token }));
+    (line.receive()?["success"] == true).then_some(line)
+}
+
+fn try_call(line: &mut Line, method: &str, params: &Value) -> Option<Value> {
+    line.send_json(&json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }));
+    loop {
+        let answer = line.receive()?;
+        if answer["id"] == 1 {
+            return Some(answer["result"].clone());
+        }
+    }
+}
+
+/// What a subscriber saw: events by the number that they tell, and gaps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Seen {
+    Event(u64),
+    Gap(Value),
+}
+
+/// Subscribes, breaks off, comes back, and dawdles, until the publisher is done and all is read.
+fn subscribe_and_break_off(socket: &Path, token: &str, course: &Course, random: &mut Random) -> Vec<Seen> {
+    let mut seen = Vec::new();
+    // From where on it has seen nothing yet.
+    let mut cursor: Option<(Value, Value)> = None;
+    loop {
+        let last_time = course.is_over();
+        let Some(mut line) = try_connected(socket, token) else { continue };
+        let params = match &cursor {
+            None => json!({ "subjects": ["n", "over"], "since": 0 }),
+            Some((epoch, seq)) => json!({ "subjects": ["n", "over"], "since": seq, "epoch": epoch }),
+        };
+        // Nothing comes before the answer on a connection that has not subscribed before.
+        let Some(begun) = try_call(&mut line, "events.subscribe", &params) else { continue };
+        let mut owed = begun["replayed"].as_u64().unwrap();
+        // Told once only what the cursor is a place in: a gap says from where it counts anew.
+        let mut patience = if last_time { u64::MAX } else { random.below(120) };
+        if cursor.is_none() {
+            cursor = Some((begun["epoch"].clone(), begun["after"].clone()));
+        }
+        while patience > 0 && !(last_time && owed == 0) {
+            patience -= 1;
+            if random.below(50) == 0 {
+                // It dawdles: its queue, and what is kept, may not be enough.
+                let (reached, _) = *course.reached.lock().unwrap();
+                course.wait_for(reached + 40);
+            }
+            let Some(line) = line.receive() else { break };
+            let params = &line["params"];
+            match line["method"].as_str().unwrap() {
+                "event" => {
+                    owed = owed.saturating_sub(1);
+                    // The other subject is there so that nobody waits for ever.
+                    seen.extend(
+                        (params["subject"] == "n").then(|| Seen::Event(params["data"].as_u64().unwrap())),
+                    );
+                    cursor = Some((params["epoch"].clone(), params["seq"].clone()));
+                }
+                "event.gap" => {
+                    if params["reason"] == "slow" {
+                        assert!(params["missed"].as_u64().unwrap() > 0);
+                        cursor = Some((params["epoch"].clone(), params["to"].clone()));
+                    }
+                    seen.push(Seen::Gap(params.clone()));
+                }
+                other => panic!("{other}"),
+            }
+            if course.is_over() && !last_time {
+                break;
+            }
+        }
+        if last_time {
+            return seen;
+        }
+    }
+}
+
+#[test]
+fn whatever_breaks_off_each_event_is_seen_in_order_or_a_gap_says_that_it_was_not() {
+    for seed in [1, 0x9e37_79b9_7f4a_7c15, 0xdead_beef_cafe_f00d] {
+        breaks(seed);
+    }
+}
+
+fn breaks(seed: u64) {
+    let ground = Ground::new();
+    ground.configure("[events]\nkept = 30\nqueued = 8\nqueued_bytes = 4096\n");
+    let listener = bind_private(&ground.init_socket());
+    let mut daemon = Daemon::start(&ground, listener.try_clone().unwrap(), |_| {});
+    let token = ground.token_after_first_contact();
+    let (course, socket) = (Course::default(), ground.init_socket());
+    let (published, all) = std::thread::scope(|scope| {
+        let subscribers: Vec<_> = (0..4)
+            .map(|number| {
+                let (course, socket, token) = (&course, &socket, &token);
+                let mut random = Random(seed ^ (number + 1));
+                scope.spawn(move || subscribe_and_break_off(socket, token, course, &mut random))
+            })
+            .collect();
+        let mut published = Vec::new();
+        let mut publisher = try_connected(&socket, &token).unwrap();
+        for number in 0..PUBLISHED {
+            if number % (PUBLISHED / (KILLS + 1)) == PUBLISHED / (KILLS + 1) - 1 {
+                daemon.signal(nix::sys::signal::Signal::SIGKILL);
+                daemon.child.wait().unwrap();
+                daemon = Daemon::start(&ground, listener.try_clone().unwrap(), |_| {});
+                publisher = try_connected(&socket, &token).unwrap();
+            }
+            let params = json!({ "subject": "n", "data": number });
+            assert!(try_call(&mut publisher, "events.publish", &params).is_some());
+            published.push(number);
+            course.moves(number + 1, false);
+        }
+        course.moves(PUBLISHED, true);
+        publish(&mut publisher, "over", json!(null));
+        let all: Vec<Vec<Seen>> = subscribers.into_iter().map(|one| one.join().unwrap()).collect();
+        (published, all)
+    });
+    assert_eq!(published.len() as u64, PUBLISHED);
+    let mut kinds = std::collections::BTreeMap::<String, usize>::new();
+    for seen in all {
+        let mut next = 0;
+        let mut has_gap = false;
+        for one in &seen {
+            match one {
+                Seen::Gap(gap) => {
+                    has_gap = true;
+                    *kinds.entry(gap["reason"].to_string()).or_default() += 1;
+                }
+                Seen::Event(number) => {
+                    // Never one twice, never an older one after a newer.
+                    assert!(*number >= next, "seed {seed}: {number} after {next}: {seen:?}");
+                    assert!(
+                        *number == next || has_gap,
+                        "seed {seed}: silence from {next} to {number}: {seen:?}"
+                    );
+                    next = number + 1;
+                    has_gap = false;
+                }
+            }
+        }
+        assert!(next == PUBLISHED || has_gap, "seed {seed}: silence from {next} on");
+    }
+    assert!(kinds.contains_key("\"restarted\""), "{kinds:?}");
+    assert!(kinds.len() >= 2, "what is to be tested happened: {kinds:?}");
 }

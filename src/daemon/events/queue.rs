@@ -88,10 +88,6 @@ impl Queue {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.pieces.is_empty() && self.missed.is_empty()
-    }
-
     /// Whether a part of a piece is out: nothing else may come before the rest of it.
     pub(super) fn is_amid(&self) -> bool {
         self.written > 0
@@ -172,18 +168,23 @@ impl Queue {
     }
 
     /// Writes what waits, as far as the other end takes it, with as few calls as there can be: `write` is given the
-    /// slices, and says how many bytes were taken.
+    /// slices, and says how many bytes were taken. `all`, or no more than the rest of a piece that is out in part.
     pub(super) fn write_lines(
         &mut self,
+        all: bool,
         mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<Progress> {
         loop {
+            if !all && !self.is_amid() {
+                return Ok(Progress::Done);
+            }
             if self.pieces.is_empty() {
                 self.tell_missed();
             }
+            let most = if all { AT_ONCE } else { 1 };
             let mut slices = [IoSlice::new(&[]); AT_ONCE];
             let mut count = 0;
-            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+            for (slice, piece) in slices.iter_mut().zip(&self.pieces).take(most) {
                 let skipped = if count == 0 { self.written } else { 0 };
                 *slice = IoSlice::new(&piece.line()[skipped..]);
                 count += 1;

@@ -181,14 +181,19 @@ impl Subscriber {
         lock(&self.state).queue.is_amid()
     }
 
-    pub(in crate::daemon) fn has_nothing(&self) -> bool {
-        lock(&self.state).queue.is_empty()
-    }
-
     /// Writes what waits, as far as the other end takes it. Whoever calls this has just asked whether the session
     /// still stands.
     pub(in crate::daemon) fn write_to(&self, stream: &UnixStream) -> io::Result<Progress> {
-        lock(&self.state).queue.write_lines(|slices: &[IoSlice<'_>]| stream.try_write_vectored(slices))
+        self.write(stream, true)
+    }
+
+    /// Writes the rest of an event that is out in part, as far as the other end takes it.
+    pub(in crate::daemon) fn write_rest_to(&self, stream: &UnixStream) -> io::Result<Progress> {
+        self.write(stream, false)
+    }
+
+    fn write(&self, stream: &UnixStream, all: bool) -> io::Result<Progress> {
+        lock(&self.state).queue.write_lines(all, |slices: &[IoSlice<'_>]| stream.try_write_vectored(slices))
     }
 
     /// Takes about so many bytes of what waits, as frames of a stream. As above.
