@@ -104,3 +104,51 @@ impl Channel {
         Replay { gap, events: kept.cloned().collect(), after }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::events::tests::{event, site};
+
+    fn kept(count: usize, kept: usize, kept_bytes: usize) -> (Channel, Vec<u64>) {
+        let settings = config::Events { kept, kept_bytes, ..config::Events::default() };
+        let mut channel = Channel::new(Epoch(7));
+        for _ in 0..count {
+            let place = channel.next();
+            channel.keep(event(place, "a"), &settings);
+        }
+        let seqs =
+            channel.replay(&site(), From::Beginning, |_| true).events.iter().map(|event| event.seq).collect();
+        (channel, seqs)
+    }
+
+    #[test]
+    fn as_many_are_kept_as_the_limits_say_and_no_more() {
+        let length = event(Place { epoch: Epoch(7), seq: 1 }, "a").line.line().len();
+        for (count, most, bytes, expected) in [
+            (3, 3, usize::MAX, vec![1, 2, 3]),
+            (4, 3, usize::MAX, vec![2, 3, 4]),
+            (4, 9, 3 * length, vec![2, 3, 4]),
+            (4, 9, 3 * length - 1, vec![3, 4]),
+            (4, 9, length - 1, vec![]),
+            (4, 0, usize::MAX, vec![]),
+        ] {
+            let (channel, seqs) = kept(count, most, bytes);
+            assert_eq!(seqs, expected, "{count} {most} {bytes}");
+            assert_eq!(channel.kept_bytes, expected.len() * length);
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_kept_whoever_comes_back_is_told_so() {
+        let (channel, _) = kept(4, 0, 0);
+        let place = site();
+        let replay = |from| channel.replay(&place, from, |_| true);
+        let gap = replay(From::After(Some(Epoch(7)), 2)).gap.unwrap();
+        assert_eq!((gap.reason, gap.from, gap.to), (GapReason::Forgotten, Some(3), Some(4)));
+        assert!(replay(From::After(Some(Epoch(7)), 4)).gap.is_none());
+        assert_eq!(replay(From::After(Some(Epoch(8)), 4)).gap.unwrap().reason, GapReason::Restarted);
+        assert_eq!(replay(From::After(None, 5)).gap.unwrap().reason, GapReason::Restarted);
+        assert_eq!(replay(From::Last(2)).after, 4);
+    }
+}

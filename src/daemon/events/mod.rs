@@ -302,3 +302,23 @@ impl Inner {
         Ok(self.channels.entry(site.clone()).or_insert_with(|| Channel::new(epoch)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An event that everybody hears.
+    pub(super) fn event(place: Place, subject: &str) -> Arc<Event> {
+        let subject: Subject = subject.parse().unwrap();
+        let data = RawValue::NULL;
+        let Place { seq, epoch } = place;
+        let params =
+            Params { subject: &subject, realm: "default", seq, epoch, time_ms: 1, publisher: None, data };
+        let line = EventLine::of(&params);
+        Arc::new(Event { seq, epoch, subject, audience: Audience::Realm, line })
+    }
+
+    pub(super) fn site() -> Site {
+        Site { uid: 1, realm: Realm::default() }
+    }
+}

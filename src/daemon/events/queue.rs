@@ -234,10 +234,10 @@ impl Queue {
     /// Takes about so many bytes of frames; none if nothing waits.
     pub(super) fn take_frames(&mut self, most: usize) -> Vec<u8> {
         let mut frames = Vec::new();
-        if self.pieces.is_empty() {
-            self.tell_missed();
-        }
         while frames.len() < most {
+            if self.pieces.is_empty() {
+                self.tell_missed();
+            }
             match self.pop() {
                 Some(Piece::Event { event, .. }) => {
                     frames.extend_from_slice(format!("id: {}\ndata: ", event.place()).as_bytes());
@@ -267,4 +267,128 @@ pub(in crate::daemon) fn write_frame(
     #[allow(clippy::expect_used)]
     serde_json::to_writer(&mut *out, data).expect("plain data serialises");
     out.extend_from_slice(b"\n\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::events::tests::{event, site};
+    use crate::wire::event::Place;
+    use serde_json::Value;
+
+    fn numbered(seq: u64) -> Arc<Event> {
+        event(Place { epoch: Epoch(7), seq }, "a")
+    }
+
+    fn limits(queued: usize, queued_bytes: usize) -> config::Events {
+        config::Events { queued, queued_bytes, ..config::Events::default() }
+    }
+
+    /// All that is written by calls that take so many bytes each.
+    fn written(queue: &mut Queue, at_once: usize) -> Vec<Value> {
+        let mut out = Vec::new();
+        let write = |slices: &[IoSlice<'_>]| {
+            let before = out.len();
+            out.extend(slices.iter().flat_map(|slice| slice.iter()).take(at_once));
+            Ok(out.len() - before)
+        };
+        assert_eq!(queue.write_lines(true, write).unwrap(), Progress::Done);
+        out.split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted_and_told_in_its_place() {
+        let length = numbered(1).line.line().len();
+        for (limits, fit) in [
+            (limits(3, usize::MAX), 3),
+            (limits(100, 3 * length), 3),
+            (limits(100, 3 * length - 1), 2),
+            // One that is larger than all that may wait comes all the same, by itself.
+            (limits(100, 1), 1),
+        ] {
+            for at_once in [1, 7, length, length + 1, usize::MAX] {
+                let mut queue = Queue::new(Form::Lines);
+                let fitted = (1..=5).filter(|seq| queue.push(&numbered(*seq), &site(), &limits)).count();
+                assert_eq!(fitted, fit);
+                let lines = written(&mut queue, at_once);
+                assert_eq!(lines.len(), fit + 1);
+                let gap = &lines[fit]["params"];
+                assert_eq!(
+                    (gap["missed"].as_u64(), gap["from"].as_u64()),
+                    (Some(5 - fit as u64), Some(fit as u64 + 1))
+                );
+                assert_eq!((&gap["to"], &gap["reason"]), (&5.into(), &"slow".into()));
+                // There is room again, and nothing is told twice.
+                assert!(queue.push(&numbered(6), &site(), &limits));
+                let lines = written(&mut queue, at_once);
+                assert_eq!((lines.len(), &lines[0]["params"]["seq"]), (1, &6.into()));
+                assert_eq!((queue.events, queue.bytes, queue.pieces.capacity()), (0, 0, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_gap_comes_before_what_fits_again() {
+        let mut queue = Queue::new(Form::Lines);
+        let limits = limits(1, usize::MAX);
+        for seq in 1..=3 {
+            queue.push(&numbered(seq), &site(), &limits);
+        }
+        // The first one is out, and nobody has looked since.
+        queue.pop();
+        assert!(queue.push(&numbered(4), &site(), &limits));
+        let lines = written(&mut queue, usize::MAX);
+        assert_eq!(lines[0]["params"]["missed"], 2);
+        assert_eq!(lines[1]["params"]["seq"], 4);
+    }
+
+    #[test]
+    fn the_rest_of_what_is_out_in_part_comes_and_nothing_more() {
+        let mut queue = Queue::new(Form::Lines);
+        for seq in 1..=2 {
+            queue.push(&numbered(seq), &site(), &limits(9, usize::MAX));
+        }
+        let length = numbered(1).line.line().len();
+        let mut room = vec![length, 5];
+        let stopped = queue.write_lines(true, |_| room.pop().ok_or(io::ErrorKind::WouldBlock.into()));
+        assert_eq!(stopped.unwrap(), Progress::Blocked);
+        assert!(queue.is_amid());
+        let mut taken = 0;
+        let done = queue.write_lines(false, |slices| {
+            taken += slices[0].len();
+            Ok(slices[0].len())
+        });
+        assert_eq!((done.unwrap(), taken), (Progress::Done, length - 5));
+        assert!(queue.pieces.is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_does_not_count_against_what_may_wait() {
+        let mut queue = Queue::new(Form::Lines);
+        queue.replay(None, (1..=5).map(numbered).collect());
+        assert!(queue.is_replaying());
+        assert!(queue.push(&numbered(6), &site(), &limits(1, usize::MAX)));
+        assert!(!queue.push(&numbered(7), &site(), &limits(1, usize::MAX)));
+        assert_eq!(written(&mut queue, 100).len(), 7);
+        assert!(!queue.is_replaying());
+    }
+
+    #[test]
+    fn a_stream_has_a_frame_for_each_and_no_line_end_within() {
+        let mut queue = Queue::new(Form::Stream);
+        let limits = limits(1, usize::MAX);
+        queue.push(&numbered(1), &site(), &limits);
+        queue.push(&numbered(2), &site(), &limits);
+        let text = String::from_utf8(queue.take_frames(usize::MAX)).unwrap();
+        let frames: Vec<Vec<&str>> =
+            text.split_terminator("\n\n").map(|frame| frame.lines().collect()).collect();
+        assert_eq!(frames[0][0], "id: 0000000000000007:1");
+        assert!(frames[0][1].starts_with("data: {\"subject\":\"a\""));
+        assert_eq!(frames[1][0], "event: event.gap");
+        assert_eq!((frames.len(), frames[0].len(), frames[1].len()), (2, 2, 2));
+        assert!(queue.take_frames(usize::MAX).is_empty());
+    }
 }
