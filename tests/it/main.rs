@@ -32,6 +32,7 @@ mod install;
 mod launchd;
 mod lifecycle;
 mod manual;
+mod metrics;
 mod ondemand;
 mod packaging;
 #[cfg(target_os = "linux")]
