@@ -37,6 +37,7 @@ mod ondemand;
 mod packaging;
 #[cfg(target_os = "linux")]
 mod restart;
+mod rpc;
 mod run;
 #[cfg(target_os = "linux")] // trees
 mod sessions;
