@@ -25,6 +25,7 @@ mod faults;
 mod gate;
 mod gate_library;
 mod house;
+mod http;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod impostor;
 #[cfg(target_os = "linux")] // systemctl
