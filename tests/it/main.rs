@@ -43,6 +43,7 @@ mod run;
 #[cfg(target_os = "linux")] // trees
 mod sessions;
 mod shells;
+mod smuggling;
 mod terminal;
 mod tokens;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl
