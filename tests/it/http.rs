@@ -486,6 +486,11 @@ fn a_stream_of_events_goes_on_where_it_broke_off() {
     let mut stream = Stream::begin(&ground, &owner, "?subject=a.x&since=0", "");
     stream.told("subscribed");
     assert_eq!(stream.told("").1["data"], "one");
+    for bad in ["x", "1", "\u{84}", "0123456789abcdef:-1"] {
+        let mut http = Http::connect(&ground.init_socket());
+        let answer = http.ask("GET /v1/events", &owner, &format!("Last-Event-ID: {bad}\r\n"));
+        assert_eq!(answer.status, 400, "{bad:?} must not begin anew in silence");
+    }
     // Too much came since; and another numbering.
     for number in 0..3 {
         publish(&mut control, "b", json!(number));

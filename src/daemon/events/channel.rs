@@ -17,8 +17,6 @@ pub(in crate::daemon) enum From {
     Beginning,
     /// What came after a place, in a numbering or, if none is named, in the present one.
     After(Option<Epoch>, u64),
-    /// So many of those that are kept, the newest.
-    Last(usize),
 }
 
 /// What follows a subscription at once.
@@ -68,11 +66,12 @@ impl Channel {
         }
     }
 
-    /// What somebody who hears `hears` gets who wants what came after a place.
+    /// What somebody who hears `hears` gets who wants what came after a place, or so many of these, the newest.
     pub(super) fn replay<'a>(
         &self,
         site: &'a Site,
         from: From,
+        most: Option<usize>,
         hears: impl Fn(&Event) -> bool,
     ) -> Replay<'a> {
         let gap = |reason, from, to| Gap {
@@ -85,12 +84,8 @@ impl Channel {
         };
         let forgotten = self.last - self.kept.len() as u64;
         let (after, gap) = match from {
-            From::Now | From::Last(0) => (self.last, None),
+            From::Now => (self.last, None),
             From::Beginning => (forgotten, None),
-            From::Last(wanted) => {
-                let heard = self.kept.iter().rev().filter(|event| hears(event)).take(wanted);
-                (heard.last().map_or(self.last, |event| event.seq - 1), None)
-            }
             // Another numbering, or one that has not come so far: nobody knows what was in between.
             From::After(epoch, seq) if epoch.is_some_and(|epoch| epoch != self.epoch) || seq > self.last => {
                 (forgotten, Some(gap(GapReason::Restarted, None, None)))
@@ -100,8 +95,11 @@ impl Channel {
             }
             From::After(_, seq) => (seq, None),
         };
-        let kept = self.kept.iter().filter(|event| event.seq > after && hears(event));
-        Replay { gap, events: kept.cloned().collect(), after }
+        let heard = |event: &&Arc<Event>| event.seq > after && hears(event);
+        let mut events: Vec<_> = self.kept.iter().filter(heard).cloned().collect();
+        let left_out = events.len().saturating_sub(most.unwrap_or(usize::MAX));
+        let after = events.drain(..left_out).next_back().map_or(after, |event| event.seq);
+        Replay { gap, events, after }
     }
 }
 
@@ -117,8 +115,12 @@ mod tests {
             let place = channel.next();
             channel.keep(event(place, "a"), &settings);
         }
-        let seqs =
-            channel.replay(&site(), From::Beginning, |_| true).events.iter().map(|event| event.seq).collect();
+        let seqs = channel
+            .replay(&site(), From::Beginning, None, |_| true)
+            .events
+            .iter()
+            .map(|event| event.seq)
+            .collect();
         (channel, seqs)
     }
 
@@ -143,12 +145,31 @@ mod tests {
     fn where_nothing_is_kept_whoever_comes_back_is_told_so() {
         let (channel, _) = kept(4, 0, 0);
         let place = site();
-        let replay = |from| channel.replay(&place, from, |_| true);
+        let replay = |from| channel.replay(&place, from, None, |_| true);
         let gap = replay(From::After(Some(Epoch(7)), 2)).gap.unwrap();
         assert_eq!((gap.reason, gap.from, gap.to), (GapReason::Forgotten, Some(3), Some(4)));
         assert!(replay(From::After(Some(Epoch(7)), 4)).gap.is_none());
         assert_eq!(replay(From::After(Some(Epoch(8)), 4)).gap.unwrap().reason, GapReason::Restarted);
         assert_eq!(replay(From::After(None, 5)).gap.unwrap().reason, GapReason::Restarted);
-        assert_eq!(replay(From::Last(2)).after, 4);
+    }
+
+    #[test]
+    fn the_newest_of_what_is_asked_for_come_if_no_more_are_wanted() {
+        let (channel, _) = kept(6, 4, usize::MAX);
+        let place = site();
+        // 3 to 6 are kept; the even ones are heard.
+        for (from, most, after, seqs) in [
+            (From::Beginning, None, 2, vec![4, 6]),
+            (From::Beginning, Some(2), 2, vec![4, 6]),
+            (From::Beginning, Some(1), 4, vec![6]),
+            (From::Beginning, Some(0), 6, vec![]),
+            (From::After(None, 4), Some(9), 4, vec![6]),
+            (From::After(None, 3), Some(1), 4, vec![6]),
+            (From::Now, Some(3), 6, vec![]),
+        ] {
+            let replay = channel.replay(&place, from, most, |event| event.seq % 2 == 0);
+            let found: Vec<u64> = replay.events.iter().map(|event| event.seq).collect();
+            assert_eq!((replay.after, found), (after, seqs), "{from:?} {most:?}");
+        }
     }
 }

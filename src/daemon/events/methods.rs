@@ -53,24 +53,24 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<O
 }
 
 impl SubscribeParams {
-    fn from(&self) -> Result<From, RpcError> {
+    /// From where on, and how many of those that are kept at most.
+    fn from(&self) -> Result<(From, Option<usize>), RpcError> {
         let epoch = |text: &Option<String>| {
-            text.as_deref()
-                .map(str::parse::<Epoch>)
-                .transpose()
-                .map_err(|problem| invalid(format!("epoch: {problem}")))
+            let read = text.as_deref().map(str::parse::<Epoch>).transpose();
+            read.map_err(|problem| invalid(format!("epoch: {problem}")))
         };
-        match (self.since, &self.epoch, self.last) {
-            (Some(_), _, Some(_)) => Err(invalid("since and last exclude each other")),
-            (None, Some(_), _) => Err(invalid("epoch belongs to since")),
-            (None, None, None) => Ok(From::Now),
-            (None, None, Some(last)) => Ok(From::Last(last)),
-            (Some(0), None, None) => Ok(From::Beginning),
-            (Some(_), None, None) => Err(invalid(
-                "epoch is missing: numbers begin anew with a daemon, and an event tells both; null means the present numbering, whichever it is",
-            )),
-            (Some(seq), Some(named), None) => Ok(From::After(epoch(named)?, seq)),
-        }
+        let from = match (self.since, &self.epoch) {
+            (None, Some(_)) => return Err(invalid("epoch belongs to since")),
+            (None, None) if self.last.is_none() => From::Now,
+            (None | Some(0), None) => From::Beginning,
+            (Some(_), None) => {
+                return Err(invalid(
+                    "epoch is missing: numbers begin anew with a daemon, and an event tells both; null means the present numbering, whichever it is",
+                ));
+            }
+            (Some(seq), Some(named)) => From::After(epoch(named)?, seq),
+        };
+        Ok((from, self.last))
     }
 }
 

@@ -212,7 +212,7 @@ impl Events {
         session: &Arc<Session>,
         site: &Site,
         patterns: Vec<Pattern>,
-        from: From,
+        (from, wanted): (From, Option<usize>),
     ) -> Result<Subscribed, NotSubscribed> {
         patterns.iter().try_for_each(|pattern| audience::may_hear(session, pattern))?;
         let mut inner = lock(&self.inner);
@@ -221,7 +221,7 @@ impl Events {
         let hears = |event: &Event| {
             event.audience.has(session) && patterns.iter().any(|pattern| pattern.matches(&event.subject))
         };
-        let replay = channel.replay(site, from, hears);
+        let replay = channel.replay(site, from, wanted, hears);
         let replayed = replay.events.len();
         let after = replay.after;
         let all = subscriber.add(session, site, &patterns, replay, most)?;

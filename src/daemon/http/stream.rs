@@ -104,7 +104,8 @@ fn first_frame(subscribed: &Subscribed) -> Bytes {
 /// What a query, and the place of somebody who comes back, ask for.
 struct Wish {
     patterns: Vec<Pattern>,
-    from: From,
+    /// From where on, and how many of those that are kept at most.
+    from: (From, Option<usize>),
     realm: Option<String>,
     /// Whether what comes later is to come, too.
     follows: bool,
@@ -150,21 +151,23 @@ impl Wish {
                 }
             }
         }
-        let come_back =
-            asked.request.headers().get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or_default());
+        // What is no text is no place either, and is told so.
+        let come_back = asked.request.headers().get(LAST_EVENT_ID);
+        let come_back = come_back.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         // A browser's EventSource, and whoever does as that does, names the place where it broke off beside the query it
         // began with.
-        let since = come_back.filter(|place| !place.is_empty()).map(str::to_owned).or(since);
-        let from = match (since.as_deref(), last) {
-            (Some(_), Some(_)) if come_back.is_none() => {
-                return Err(invalid("since and last exclude each other".to_owned()));
+        let place = |text: String| match text.as_str() {
+            "0" => Ok(From::Beginning),
+            text => {
+                let place: Place = text.parse().map_err(|problem| invalid(format!("since: {problem}")))?;
+                Ok(From::After(Some(place.epoch), place.seq))
             }
-            (Some("0"), _) => From::Beginning,
-            (Some(place), _) => {
-                let place: Place = place.parse().map_err(|problem| invalid(format!("since: {problem}")))?;
-                From::After(Some(place.epoch), place.seq)
-            }
-            (None, Some(last)) => From::Last(last),
+        };
+        let since = since.map(place).transpose()?;
+        let come_back = come_back.filter(|text| !text.is_empty()).map(place).transpose()?;
+        let from = match (come_back.or(since), last) {
+            (Some(from), _) => from,
+            (None, Some(_)) => From::Beginning,
             (None, None) => From::Now,
         };
         let patterns = if subjects.is_empty() {
@@ -178,7 +181,7 @@ impl Wish {
         } else {
             patterns(&subjects)?
         };
-        Ok(Wish { patterns, from, realm, follows: follow.unwrap_or(true) })
+        Ok(Wish { patterns, from: (from, last), realm, follows: follow.unwrap_or(true) })
     }
 }
 
