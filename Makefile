@@ -1,7 +1,7 @@
 # What is run by hand and by CI; the cheapest first. `make check` is what .ci/run runs.
-.PHONY: check test test-as-user format clippy docs shell systemd macos install
+.PHONY: check test test-as-user format clippy docs shell http systemd macos install
 
-check: format shell test test-as-user clippy docs systemd macos
+check: format shell test test-as-user clippy docs http systemd macos
 
 # The tests. What needs root, or a program that is not installed, says so and is skipped.
 test:
@@ -21,7 +21,12 @@ docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
 shell:
-	shellcheck .ci/run tests/as-ordinary-user tests/systemd/run tests/systemd/with-systemd packaging/macos/check-macos
+	shellcheck .ci/run tests/as-ordinary-user tests/http/run tests/systemd/run tests/systemd/with-systemd packaging/macos/check-macos
+
+# What docs/openapi.json says, tried by schemathesis, which is installed into a folder of its own.
+http:
+	cargo build --locked
+	tests/http/run
 
 # Under real, throwaway systemds; needs root.
 systemd:
