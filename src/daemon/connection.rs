@@ -294,11 +294,11 @@ async fn ended(lifeline: &mut Lifeline, hub: &Hub, admitted: &Admitted) {
     }
 }
 
-fn grace_end(until: Option<Millis>) -> Option<Instant> {
+pub(super) fn grace_end(until: Option<Millis>) -> Option<Instant> {
     until.map(|until| Instant::now() + Duration::from_millis(until.saturating_sub(now())))
 }
 
-async fn sleep_until_some(when: Option<Instant>) {
+pub(super) async fn sleep_until_some(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
         None => std::future::pending().await,

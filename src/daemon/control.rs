@@ -33,7 +33,7 @@ use crate::session::scope::{self, Scope, Scopes, Verb};
 use crate::session::wish::{Change, Maker, NewSession, NotMade};
 use crate::session::{Binding, EndReason, Millis, Name, OWNER, Realm, Session, SessionId, USER};
 use crate::wire::auth::Hex32;
-use crate::wire::json_rpc::{ErrorCode, Request, RpcError};
+use crate::wire::json_rpc::{ErrorCode, Request, RpcError, write_answer};
 
 /// Longest grace of a rotated token that may be asked for, in seconds: a day.
 const GRACE_MAX: u64 = 86_400;
@@ -197,6 +197,20 @@ pub(super) fn answer(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value
     result
 }
 
+/// Answers a text that is one request; none, if it is a notification.
+pub(super) fn whole(caller: &Caller<'_>, text: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    match Request::read(text) {
+        Ok(request) => {
+            let result = answer(caller, &request);
+            caller.hub.events.flush();
+            write_answer(&mut out, Some(request.id?), &result);
+        }
+        Err(error) => write_answer(&mut out, None, &Err(error)),
+    }
+    Some(out)
+}
+
 fn carry_out(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value, RpcError> {
     let Some(method) = METHODS.iter().find(|method| method.name == request.method) else {
         let name: String = request.method.chars().take(64).collect();
@@ -290,7 +304,7 @@ fn describe_ended(ended: &Ended) -> Value {
     shown
 }
 
-fn whoami(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
+pub(super) fn whoami(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let Nothing {} = read(params)?;
     let identity = caller.peer.identity();
     Ok(json!({
@@ -301,7 +315,7 @@ fn whoami(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
             "pid": caller.peer.pid.0,
             "pidfs": identity.pidfs,
         },
-        "handshake": match caller.way { Way::Plain => "plain", Way::Proof => "proof" },
+        "handshake": match caller.way { Way::Plain => "plain", Way::Proof => "proof", Way::Http => "http" },
         "daemon": {
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),

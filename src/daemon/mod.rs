@@ -6,6 +6,7 @@ mod control;
 mod doors;
 mod events;
 mod foundation;
+mod http;
 mod journal;
 mod lifecycle;
 mod serve;
@@ -17,4 +18,5 @@ mod watched;
 
 pub use control::{Does, METHODS, Method, Needs};
 pub use foundation::CannotServe;
+pub use http::{ROUTES, Route};
 pub use serve::{Fatal, Options, run};

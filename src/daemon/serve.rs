@@ -15,13 +15,14 @@ use super::connection;
 use super::control::{Facts, Hub, Order};
 use super::doors::Doors;
 use super::foundation::{CannotServe, Foundation, Ground, LOCK_TIMEOUT, load_config, user_scopes};
+use super::http;
 use super::lifecycle::{Asked, Idle, Manager, Signals, idle_exit, watchdog};
 use super::sessions::Sessions;
 use super::settings::settings;
 use super::users::Users;
 use crate::client::connect::places;
 use crate::config::Config;
-use crate::gate::{Authenticated, Gate, Settings, Welcome, lock, now};
+use crate::gate::{Gate, Settings, Through, Welcome, lock, now};
 use crate::init::{Activation, Adopted, Starter, ondemand};
 use crate::kernel::dir::{Lock, own_uid};
 use crate::place::{DESCRIPTOR_NAME, Places};
@@ -126,7 +127,7 @@ enum End {
 
 /// What happens to a daemon.
 enum Event {
-    Through(Authenticated),
+    Through(Through),
     Unserved(UnixStream),
     Stray(UnixStream),
     ConnectionEnded,
@@ -318,9 +319,9 @@ impl Server {
         }
     }
 
-    fn hand_over(&mut self, connection: Authenticated) {
+    fn hand_over(&mut self, through: Through) {
         if let Phase::Serving { hub, .. } = &self.phase {
-            self.connections.spawn(connection::serve(connection, hub.clone(), self.stopping.subscribe()));
+            begin(&mut self.connections, through, hub, &self.stopping);
         }
     }
 
@@ -333,7 +334,7 @@ impl Server {
         tokio::select! {
             asked = self.signals.next() => Event::Asked(asked),
             Some(order) = self.orders.1.recv() => Event::Order(order),
-            connection = some(serving, |gate| Box::pin(gate.accept())) => Event::Through(connection),
+            connection = some(serving, |gate| Box::pin(gate.next())) => Event::Through(connection),
             stream = some(broken, |gate| Box::pin(unserved(gate))) => Event::Unserved(stream),
             stream = some(self.strays.as_mut(), |gate| Box::pin(unserved(gate))) => Event::Stray(stream),
             Some(_) = self.connections.join_next(), if !self.connections.is_empty() => Event::ConnectionEnded,
@@ -573,9 +574,8 @@ impl Server {
             };
         while gate.in_handshake() > 0 || !self.connections.is_empty() {
             tokio::select! {
-                through = gate.finish(), if gate.in_handshake() > 0 => if let Some(connection) = through {
-                    let serving = connection::serve(connection, hub.clone(), self.stopping.subscribe());
-                    self.connections.spawn(serving);
+                through = gate.finish(), if gate.in_handshake() > 0 => if let Some(through) = through {
+                    begin(&mut self.connections, through, hub, &self.stopping);
                 },
                 Some(_) = self.connections.join_next(), if !self.connections.is_empty() => {}
                 () = sleep_until(deadline) => {
@@ -590,6 +590,15 @@ impl Server {
             }
         }
     }
+}
+
+/// Serves what came through the gate, beside all that is served already.
+fn begin(connections: &mut JoinSet<()>, through: Through, hub: &Arc<Hub>, stopping: &watch::Sender<bool>) {
+    let (hub, stopping) = (hub.clone(), stopping.subscribe());
+    match through {
+        Through::Stream(connection) => connections.spawn(connection::serve(connection, hub, stopping)),
+        Through::Http(connection) => connections.spawn(http::serve(connection, hub, stopping)),
+    };
 }
 
 /// Makes a token for a user that comes to a system daemon for the first time, or whose file is gone.

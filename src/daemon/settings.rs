@@ -25,6 +25,8 @@ pub(super) fn settings(config: &Config, descriptors: usize, is_system: bool) -> 
             "policy.users, policy.groups and policy.scopes are for the daemon of the whole machine; a user's own serves this user only".to_owned(),
         );
     }
+    settings.policy.verifiers =
+        numbers("policy.verifiers", &config.verifiers, accounts::uid_of, &mut complaints);
     let before = settings.clone();
     for (limit, most) in [
         (&mut settings.unauthenticated, (places / 5).max(1)),
@@ -41,27 +43,34 @@ pub(super) fn settings(config: &Config, descriptors: usize, is_system: bool) -> 
     (settings, complaints)
 }
 
-/// Whom a system daemon serves. An account that does not exist keeps nobody else from being served.
+/// Whom a system daemon serves.
 fn others(config: &Config, complaints: &mut Vec<String>) -> Others {
-    let mut numbers = |key: &str, accounts: &[Account], look_up: fn(&str) -> io::Result<Option<u32>>| {
-        let mut found = Vec::new();
-        for account in accounts {
-            let number = match account {
-                Account::Number(number) => Ok(Some(*number)),
-                Account::Name(name) => look_up(name),
-            };
-            match number {
-                Ok(Some(number)) => found.push(number),
-                Ok(None) => complaints.push(format!("{key} names {account}, which does not exist")),
-                Err(error) => complaints.push(format!("{key}: {account} cannot be looked up: {error}")),
-            }
-        }
-        found
-    };
     Others {
-        uids: numbers("policy.users", &config.users, accounts::uid_of),
-        gids: numbers("policy.groups", &config.groups, accounts::gid_of),
+        uids: numbers("policy.users", &config.users, accounts::uid_of, complaints),
+        gids: numbers("policy.groups", &config.groups, accounts::gid_of, complaints),
     }
+}
+
+/// The numbers of accounts. One that does not exist keeps nobody else from being served.
+fn numbers(
+    key: &str,
+    accounts: &[Account],
+    look_up: fn(&str) -> io::Result<Option<u32>>,
+    complaints: &mut Vec<String>,
+) -> Vec<u32> {
+    let mut found = Vec::new();
+    for account in accounts {
+        let number = match account {
+            Account::Number(number) => Ok(Some(*number)),
+            Account::Name(name) => look_up(name),
+        };
+        match number {
+            Ok(Some(number)) => found.push(number),
+            Ok(None) => complaints.push(format!("{key} names {account}, which does not exist")),
+            Err(error) => complaints.push(format!("{key}: {account} cannot be looked up: {error}")),
+        }
+    }
+    found
 }
 
 #[cfg(test)]

@@ -1,12 +1,15 @@
 //! The order of admission: from a connection to a session that may come in, one check after the other, and the word for whoever fails one.
 
+use std::sync::Arc;
+
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::connection::{Authenticated, Parts};
+use super::http::HttpConnection;
 use super::line::{self, Buffer, Read};
 use super::seats::Seat;
-use super::{REFUSAL_TIMEOUT, Settings, Shared, http, lock, now};
+use super::{REFUSAL_TIMEOUT, Settings, Shared, Through, lock, now};
 use crate::config::Plain;
 use crate::handshake::server::{ExpectOpening, Opened, Proven, Refusal, Way};
 use crate::kernel::peer::{self, NoPeer, Peer};
@@ -28,7 +31,8 @@ pub(super) fn greet(
         let code = if matches!(error, NoPeer::Exhausted(_)) { Code::Busy } else { Code::PeerDenied };
         (None, Refusal::new(code, error.to_string()))
     })?;
-    if !settings.policy.admits(&peer, || peer::groups(stream)) {
+    let is_verifier = settings.http.enabled && settings.policy.verifiers.contains(&peer.uid);
+    if !is_verifier && !settings.policy.admits(&peer, || peer::groups(stream)) {
         let reason = settings.policy.refusal_of(peer.uid);
         return Err((Some(peer), Refusal::new(Code::PeerDenied, reason)));
     }
@@ -42,9 +46,9 @@ pub(super) fn greet(
 }
 
 /// A refusal that may name a session.
-struct Refused {
-    refusal: Refusal,
-    session: Option<SessionId>,
+pub(super) struct Refused {
+    pub(super) refusal: Refusal,
+    pub(super) session: Option<SessionId>,
 }
 
 impl From<Refusal> for Refused {
@@ -76,17 +80,21 @@ pub(super) async fn converse(
     stream: UnixStream,
     peer: Peer,
     seat: Seat,
-    shared: &Shared,
+    shared: &Arc<Shared>,
     settings: &Settings,
-) -> Option<Authenticated> {
+) -> Option<Through> {
     let deadline = Instant::now() + settings.timeout;
     let result = match timeout_at(deadline, authenticate(&stream, &peer, shared, settings)).await {
         Ok(result) => result,
         Err(_) => Err(Refusal::new(Code::Timeout, format!("no result within {:?}", settings.timeout)).into()),
     };
     // Outside of the time-out above, whose refusal is none that HTTP understands; the seat is kept.
-    if let Ok(Outcome::Http(mut buffer)) = result {
-        http::answer(&stream, &mut buffer, http::Status::NotImplemented, deadline).await;
+    if let Ok(Outcome::Http(buffer)) = result {
+        let connection = HttpConnection::new(stream, buffer, peer, seat, shared.clone(), deadline);
+        if settings.http.enabled {
+            return Some(Through::Http(connection));
+        }
+        connection.send_away().await;
         return None;
     }
     // From here on the connection is counted elsewhere.
@@ -116,7 +124,7 @@ pub(super) async fn converse(
             };
             let greeting = Answer::Accepted(brief).to_line().into_bytes();
             let parts = Parts { stream, early: rest, peer, admitted, way, seat };
-            return Some(Authenticated::assertion(parts, greeting));
+            return Some(Through::Stream(Authenticated::assertion(parts, greeting)));
         }
         (Ok(Outcome::Through { admitted, .. }), Some(Err(full))) => Refused {
             refusal: Refusal::new(Code::Busy, format!("connections: {full}")),
@@ -140,6 +148,11 @@ async fn authenticate(
     let mut buffer = Buffer::new();
     match buffer.first(stream).await {
         Ok(Some(byte)) => match Opening::of(byte) {
+            // A user that only asks about tokens is let in to do so, and for nothing else.
+            Opening::Handshake if !settings.policy.admits(peer, || peer::groups(stream)) => {
+                let reason = settings.policy.refusal_of(peer.uid);
+                return Err(Refusal::new(Code::PeerDenied, reason).into());
+            }
             Opening::Handshake => {}
             Opening::Http => return Ok(Outcome::Http(buffer)),
             Opening::Unknown => {
@@ -151,10 +164,7 @@ async fn authenticate(
     let Some(line) = next_line(&mut buffer, stream).await? else { return Ok(Outcome::Left) };
     let proven = match ExpectOpening.read(&line)? {
         Opened::Plain(presented) => {
-            if settings.plain == Plain::None {
-                let reason = "a plain token was shown (handshake.plain = \"none\")";
-                return Err(Refusal::new(Code::NotPermitted, reason).into());
-            }
+            refuse_plain(settings)?;
             let registry = lock(&shared.registry);
             let token_id = presented.token_id();
             presented.judge(registry.verifier(token_id))?
@@ -187,8 +197,22 @@ async fn authenticate(
     Ok(Outcome::Through { admitted, way: proven.way(), rest: buffer.into_rest() })
 }
 
+/// Refuses a token that was shown where none may be.
+pub(super) fn refuse_plain(settings: &Settings) -> Result<(), Refusal> {
+    if settings.plain == Plain::None {
+        let reason = "a plain token was shown (handshake.plain = \"none\")";
+        return Err(Refusal::new(Code::NotPermitted, reason));
+    }
+    Ok(())
+}
+
 /// From a proven token to a session that may come in here.
-fn admit(proven: &Proven, peer: &Peer, shared: &Shared, settings: &Settings) -> Result<Admitted, Refused> {
+pub(super) fn admit(
+    proven: &Proven,
+    peer: &Peer,
+    shared: &Shared,
+    settings: &Settings,
+) -> Result<Admitted, Refused> {
     let registry = lock(&shared.registry);
     let admitted = registry.admit(
         proven.token_id(),
@@ -212,7 +236,7 @@ fn admit(proven: &Proven, peer: &Peer, shared: &Shared, settings: &Settings) -> 
     Ok(admitted)
 }
 
-fn alive(peer: &Peer) -> Result<(), Refusal> {
+pub(super) fn alive(peer: &Peer) -> Result<(), Refusal> {
     if peer.is_alive() {
         return Ok(());
     }

@@ -4,7 +4,7 @@
 mod admission;
 pub(crate) mod burst;
 pub mod connection;
-mod http;
+pub mod http;
 mod line;
 mod refusals;
 pub mod seats;
@@ -20,7 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{Config, Plain};
+use crate::config::{self, Config, Plain};
 use crate::handshake::server::Refusal;
 use crate::kernel::peer::Peer;
 use crate::session::Millis;
@@ -29,6 +29,8 @@ use crate::wire::auth::Code;
 use crate::wire::opening::Opening;
 use admission::{converse, greet, refuse};
 pub use connection::Authenticated;
+use http::HttpConnection;
+use http::unserved;
 use line::Buffer;
 pub(crate) use line::{linger, write};
 use refusals::RefusalLog;
@@ -50,6 +52,8 @@ pub struct Policy {
     pub allow_root: bool,
     /// Whom else a daemon of the whole machine serves; nobody, for a user's own.
     pub others: Option<Others>,
+    /// Users who may ask over HTTP what tokens are worth, and nothing else unless they may anyway.
+    pub verifiers: Vec<u32>,
 }
 
 /// Whom a daemon of the whole machine serves beside root.
@@ -64,7 +68,7 @@ pub struct Others {
 impl Policy {
     /// The policy of one user's own daemon.
     pub fn of_user(uid: u32, allow_root: bool) -> Policy {
-        Policy { uid, allow_root, others: None }
+        Policy { uid, allow_root, others: None, verifiers: Vec::new() }
     }
 
     /// Whether a peer may connect. Its other groups are asked for only if they decide.
@@ -106,6 +110,12 @@ pub struct Settings {
     pub unauthenticated: (usize, usize),
     /// Authenticated connections: in all, and of one user.
     pub connections: (usize, usize),
+    /// HTTP.
+    pub http: config::Http,
+    /// The most bytes of a request's body.
+    pub request_line: usize,
+    /// How long a client may take nothing of its answers.
+    pub write_timeout: Duration,
 }
 
 impl Settings {
@@ -117,6 +127,9 @@ impl Settings {
             timeout: config.handshake_timeout,
             unauthenticated: (config.unauthenticated, config.unauthenticated_per_uid),
             connections: (config.connections, config.connections_per_uid),
+            http: config.http.clone(),
+            request_line: config.request_line,
+            write_timeout: config.write_timeout,
         }
     }
 }
@@ -152,6 +165,15 @@ struct Shared {
     welcome: Option<Welcome>,
 }
 
+/// What came through the gate.
+#[must_use = "dropping it closes the connection"]
+pub enum Through {
+    /// A connection that is authenticated.
+    Stream(Authenticated),
+    /// A connection that speaks HTTP, where each request is to prove itself.
+    Http(HttpConnection),
+}
+
 /// A listener that yields only authenticated connections.
 ///
 /// Handshakes run side by side while [`Gate::accept`] is awaited; a slow peer keeps nobody else
@@ -160,7 +182,7 @@ pub struct Gate {
     listeners: Vec<UnixListener>,
     next: usize,
     shared: Arc<Shared>,
-    handshakes: JoinSet<Option<Authenticated>>,
+    handshakes: JoinSet<Option<Through>>,
     /// When it was last said that no connection can be accepted.
     said: Option<Instant>,
 }
@@ -220,14 +242,33 @@ impl Gate {
         self.handshakes.len()
     }
 
-    /// The next connection that is authenticated.
+    /// The next connection that is authenticated. Whoever speaks HTTP is told that it is not spoken here.
     ///
     /// Cancel safe: a connection is either returned or still in the gate.
     pub async fn accept(&mut self) -> Authenticated {
         loop {
+            match self.next().await {
+                Through::Stream(authenticated) => return authenticated,
+                Through::Http(connection) => self.send_away(connection),
+            }
+        }
+    }
+
+    fn send_away(&mut self, connection: HttpConnection) {
+        self.handshakes.spawn(async move {
+            connection.send_away().await;
+            None
+        });
+    }
+
+    /// The next connection that is authenticated, or that speaks HTTP.
+    ///
+    /// Cancel safe, as [`Gate::accept`] is.
+    pub async fn next(&mut self) -> Through {
+        loop {
             tokio::select! {
                 Some(done) = self.handshakes.join_next(), if !self.handshakes.is_empty() => match done {
-                    Ok(Some(authenticated)) => return authenticated,
+                    Ok(Some(through)) => return through,
                     Ok(None) => {}
                     Err(error) => tracing::error!(authsock_event = "bug", "a handshake ended badly: {error}"),
                 },
@@ -263,10 +304,10 @@ impl Gate {
     /// one that is through. New connections are not taken meanwhile.
     ///
     /// Cancel safe, as [`Gate::accept`] is.
-    pub async fn finish(&mut self) -> Option<Authenticated> {
+    pub async fn finish(&mut self) -> Option<Through> {
         while let Some(done) = self.handshakes.join_next().await {
-            if let Ok(Some(authenticated)) = done {
-                return Some(authenticated);
+            if let Ok(Some(through)) = done {
+                return Some(through);
             }
         }
         None
@@ -344,7 +385,8 @@ impl Gate {
             let deadline = Instant::now() + patience;
             let first = timeout_at(deadline, buffer.first(&stream)).await;
             if matches!(first, Ok(Ok(Some(byte))) if Opening::of(byte) == Opening::Http) {
-                http::answer(&stream, &mut buffer, http::Status::ServiceUnavailable, deadline).await;
+                let status = unserved::Status::ServiceUnavailable;
+                unserved::answer(&stream, &mut buffer, status, deadline).await;
                 return None;
             }
             refuse(&stream, code).await;

@@ -44,6 +44,8 @@ pub enum Way {
     Plain,
     /// Both ends proved that they know it.
     Proof,
+    /// It was shown with a request over HTTP.
+    Http,
 }
 
 /// The claim that the other end holds a token. Only the states below make one.
@@ -108,6 +110,11 @@ pub struct Presented {
 }
 
 impl Presented {
+    /// A token that was shown in another way than by a line of the handshake.
+    pub fn shown(token: Token) -> Presented {
+        Presented { token }
+    }
+
     /// Which token to look up.
     pub fn token_id(&self) -> TokenId {
         self.token.id()

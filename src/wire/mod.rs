@@ -3,6 +3,7 @@
 
 pub mod auth;
 pub mod event;
+pub mod http;
 pub mod json_rpc;
 pub mod line;
 pub mod opening;

@@ -47,6 +47,16 @@ pub struct Admitted {
     pub token_id: TokenId,
 }
 
+/// What a token stands for, wherever it is shown.
+struct Standing<'r> {
+    session: &'r Arc<Session>,
+    until: Option<Millis>,
+}
+
+fn refuse<T>(code: Code, session: Option<&SessionId>, reason: String) -> Result<T, NotAdmitted> {
+    Err(NotAdmitted { code, reason, session: session.copied() })
+}
+
 impl Registry {
     /// Lets somebody in whose token is proven, or says why not. The order of the checks: the token
     /// stands for a living session; in time; of its user; bound to its process.
@@ -54,9 +64,53 @@ impl Registry {
     /// # Errors
     /// [`NotAdmitted`].
     pub fn admit(&self, token_id: TokenId, comer: &Comer<'_>, now: Millis) -> Result<Admitted, NotAdmitted> {
-        let refuse = |code, session: Option<&SessionId>, reason: String| {
-            Err(NotAdmitted { code, reason, session: session.copied() })
+        let Standing { session, until } = self.stands(token_id, now)?;
+        let id = Some(&session.id);
+        // Root stands above users: the daemon's policy decided already whether it may come at all.
+        if session.uid != comer.uid && comer.uid != 0 {
+            let reason = format!("the session is of uid {}, the process of uid {}", session.uid, comer.uid);
+            return refuse(Code::Binding, id, reason);
+        }
+        let (bound, words) = if session.stands_for_somebody() {
+            let words = if session.is_owner() {
+                "the owner's token was used at or below a session's leader"
+            } else {
+                "the user's own token was used at or below a session's leader"
+            };
+            (self.is_outside(comer), words)
+        } else {
+            (
+                self.is_bound(session, comer),
+                "the process is neither the session's leader nor below it, or another leader is in between",
+            )
         };
+        match bound {
+            Ok(true) => Ok(Admitted { session: session.clone(), until, token_id }),
+            Ok(false) => refuse(Code::Binding, id, words.into()),
+            // That the process table cannot be read now says nothing of the process.
+            Err(error) if is_exhausted(&error) => {
+                refuse(Code::Busy, id, format!("the process's parents cannot be looked at now: {error}"))
+            }
+            Err(error) => refuse(Code::Binding, id, format!("{words}, or that cannot be known: {error}")),
+        }
+    }
+
+    /// Judges a token that is proven, and that somebody else asks about, without a process: what is bound to a tree of
+    /// them is good for nothing there.
+    ///
+    /// # Errors
+    /// [`NotAdmitted`].
+    pub fn judge(&self, token_id: TokenId, now: Millis) -> Result<Admitted, NotAdmitted> {
+        let Standing { session, until } = self.stands(token_id, now)?;
+        if session.binding == Binding::Tree {
+            let reason = "the token is bound to processes, and none was asked about".to_owned();
+            return refuse(Code::Binding, Some(&session.id), reason);
+        }
+        Ok(Admitted { session: session.clone(), until, token_id })
+    }
+
+    /// The living session that a token stands for, in time.
+    fn stands(&self, token_id: TokenId, now: Millis) -> Result<Standing<'_>, NotAdmitted> {
         let Some(credential) = self.credentials.get(&token_id) else {
             return match self.past.token(token_id) {
                 Some(former) if former.reason == EndReason::Expired => {
@@ -83,33 +137,7 @@ impl Registry {
         if session.expires.is_some_and(|expires| now >= expires) {
             return refuse(Code::Expired, id, "the session has expired".into());
         }
-        // Root stands above users: the daemon's policy decided already whether it may come at all.
-        if session.uid != comer.uid && comer.uid != 0 {
-            let reason = format!("the session is of uid {}, the process of uid {}", session.uid, comer.uid);
-            return refuse(Code::Binding, id, reason);
-        }
-        let (bound, words) = if session.stands_for_somebody() {
-            let words = if session.is_owner() {
-                "the owner's token was used at or below a session's leader"
-            } else {
-                "the user's own token was used at or below a session's leader"
-            };
-            (self.is_outside(comer), words)
-        } else {
-            (
-                self.is_bound(session, comer),
-                "the process is neither the session's leader nor below it, or another leader is in between",
-            )
-        };
-        match bound {
-            Ok(true) => Ok(Admitted { session: session.clone(), until: credential.until, token_id }),
-            Ok(false) => refuse(Code::Binding, id, words.into()),
-            // That the process table cannot be read now says nothing of the process.
-            Err(error) if is_exhausted(&error) => {
-                refuse(Code::Busy, id, format!("the process's parents cannot be looked at now: {error}"))
-            }
-            Err(error) => refuse(Code::Binding, id, format!("{words}, or that cannot be known: {error}")),
-        }
+        Ok(Standing { session, until: credential.until })
     }
 
     /// Whether a process is at or below the session's leader, with no other leader on the way: below

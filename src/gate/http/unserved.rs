@@ -1,15 +1,15 @@
-//! What an HTTP client is told on this socket for as long as HTTP is not served here: a proper answer.
+//! What an HTTP client is told where HTTP is not served, or nothing is at present: a proper answer.
 
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
-use super::line::{self, Buffer};
+use crate::gate::line::{self, Buffer};
 use crate::wire::auth::AUTH_LINE_MAX;
 
 /// How a request is answered.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Status {
+pub(in crate::gate) enum Status {
     /// 501 (RFC 9110, section 15.6.2).
     NotImplemented,
     /// 503 (RFC 9110, section 15.6.4).
@@ -20,7 +20,12 @@ const HEAD: &[u8] = b"HEAD ";
 
 /// Reads the head of one request and answers it, as a problem detail (RFC 9457). The connection
 /// closes then. Where the head is not there at the deadline, it is answered all the same.
-pub(super) async fn answer(stream: &UnixStream, buffer: &mut Buffer, status: Status, deadline: Instant) {
+pub(in crate::gate) async fn answer(
+    stream: &UnixStream,
+    buffer: &mut Buffer,
+    status: Status,
+    deadline: Instant,
+) {
     let mut method = Vec::<u8>::with_capacity(HEAD.len());
     // The answer does not depend on the rest; it is read so that the client sees the answer
     // instead of a reset. The last bytes of one reading may begin the end of the head.
@@ -43,11 +48,9 @@ pub(super) async fn answer(stream: &UnixStream, buffer: &mut Buffer, status: Sta
         }
     }
     let (line, title, detail) = match status {
-        Status::NotImplemented => (
-            "501 Not Implemented",
-            "Not Implemented",
-            "this daemon does not speak HTTP yet; docs/protocol.md describes what it speaks",
-        ),
+        Status::NotImplemented => {
+            ("501 Not Implemented", "Not Implemented", "HTTP is not spoken here (http.enabled is false)")
+        }
         Status::ServiceUnavailable => (
             "503 Service Unavailable",
             "Service Unavailable",
@@ -64,8 +67,8 @@ pub(super) async fn answer(stream: &UnixStream, buffer: &mut Buffer, status: Sta
     if method != HEAD {
         text.push_str(&body);
     }
-    line::farewell(stream, text.as_bytes(), super::REFUSAL_TIMEOUT).await;
+    line::farewell(stream, text.as_bytes(), crate::gate::REFUSAL_TIMEOUT).await;
     // A client that is still sending its body would take the broken connection for the answer.
     let left = deadline.saturating_duration_since(Instant::now());
-    line::linger(stream, left.max(super::REFUSAL_TIMEOUT)).await;
+    line::linger(stream, left.max(crate::gate::REFUSAL_TIMEOUT)).await;
 }

@@ -1,0 +1,249 @@
+//! A connection's bytes on their way to the library that parses them: none is passed on before it is known where its request ends, and none takes longer than it may.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+use zeroize::Zeroizing;
+
+use crate::gate::{Settings, lock};
+use crate::wire::http::{Framing, Passed, Violation};
+
+/// Most bytes read at once.
+const CHUNK: usize = 16 * 1024;
+
+/// What a connection's two ends, and whoever answers, tell each other.
+#[derive(Default)]
+pub(super) struct Watch(Mutex<Seen>, OnceLock<Guard>);
+
+/// Says whether what was held up may still be written.
+type Guard = Box<dyn Fn() -> bool + Send + Sync>;
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Seen {
+    /// What is wrong, and whether that is in a head: then nobody has answered yet.
+    violation: Option<(Violation, bool)>,
+    /// Whether a request has proven itself.
+    is_in: bool,
+}
+
+impl Watch {
+    pub(super) fn violation(&self) -> Option<Violation> {
+        lock(&self.0).violation.map(|(violation, _)| violation)
+    }
+
+    pub(super) fn refused_head(&self) -> Option<Violation> {
+        lock(&self.0).violation.filter(|(_, is_head)| *is_head).map(|(violation, _)| violation)
+    }
+
+    pub(super) fn guard(&self, is_good: Guard) {
+        let _ = self.1.set(is_good);
+    }
+
+    pub(super) fn is_in(&self) {
+        lock(&self.0).is_in = true;
+    }
+
+    fn refuse(&self, violation: Violation, is_head: bool) {
+        lock(&self.0).violation.get_or_insert((violation, is_head));
+    }
+}
+
+/// Which of the times runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Until the first request has proven itself.
+    First,
+    /// Between requests.
+    Idle,
+    /// From a request's first byte to its last.
+    Request,
+}
+
+pub(super) struct Io {
+    stream: Arc<UnixStream>,
+    /// What came and was not passed on. It may hold a token.
+    held: Zeroizing<Vec<u8>>,
+    /// How much of it may be.
+    passable: usize,
+    /// Nothing more is passed on.
+    is_over: bool,
+    framing: Framing,
+    watch: Arc<Watch>,
+    stage: Stage,
+    timer: Pin<Box<Sleep>>,
+    request: Duration,
+    idle: Duration,
+    /// Runs while the client takes nothing.
+    write_timer: Option<Pin<Box<Sleep>>>,
+    write_timeout: Duration,
+}
+
+impl Io {
+    pub(super) fn new(
+        stream: Arc<UnixStream>,
+        early: Vec<u8>,
+        watch: Arc<Watch>,
+        settings: &Settings,
+        deadline: Instant,
+    ) -> Io {
+        Io {
+            stream,
+            held: Zeroizing::new(early),
+            passable: 0,
+            is_over: false,
+            framing: Framing::new(settings.http.head, settings.request_line),
+            watch,
+            stage: Stage::First,
+            timer: Box::pin(sleep_until(deadline)),
+            request: settings.http.request,
+            idle: settings.http.idle,
+            write_timer: None,
+            write_timeout: settings.write_timeout,
+        }
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        let time = match stage {
+            Stage::First => return,
+            Stage::Idle => self.idle,
+            Stage::Request => self.request,
+        };
+        self.stage = stage;
+        self.timer.as_mut().reset(Instant::now() + time);
+    }
+
+    fn refuse(&mut self, violation: Violation) {
+        self.watch.refuse(violation, self.framing.is_between());
+        self.is_over = true;
+        self.held = Zeroizing::default();
+        self.passable = 0;
+    }
+
+    /// Looks at what is held, until some of it may be passed on, or more is needed.
+    fn look(&mut self) {
+        if self.held.is_empty() || self.is_over {
+            return;
+        }
+        if self.stage == Stage::Idle || (self.stage == Stage::First && lock(&self.watch.0).is_in) {
+            self.enter(Stage::Request);
+        }
+        match self.framing.pass(&self.held) {
+            Ok(Passed { bytes, ends_request }) => {
+                self.passable = bytes;
+                if ends_request && self.stage == Stage::Request {
+                    self.enter(Stage::Idle);
+                }
+            }
+            Err(violation) => self.refuse(violation),
+        }
+    }
+
+    /// What it means that the time is up.
+    fn time_is_up(&mut self) {
+        if self.stage == Stage::First && lock(&self.watch.0).is_in {
+            // The first request is in; what comes is another one, or the rest of it.
+            self.enter(if self.framing.is_between() && self.held.is_empty() {
+                Stage::Idle
+            } else {
+                Stage::Request
+            });
+        } else if self.stage == Stage::Idle {
+            self.is_over = true;
+        } else {
+            self.refuse(Violation::Timeout);
+        }
+    }
+}
+
+impl Read for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut cursor: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            if self.passable > 0 {
+                let taken = self.passable.min(cursor.remaining());
+                cursor.put_slice(&self.held[..taken]);
+                let left = self.held.len() - taken;
+                self.held.copy_within(taken.., 0);
+                // The tail is wiped, not only forgotten.
+                self.held[left..].fill(0);
+                self.held.truncate(left);
+                if left == 0 {
+                    // An idle connection holds no buffer.
+                    self.held = Zeroizing::default();
+                }
+                self.passable -= taken;
+                return Poll::Ready(Ok(()));
+            }
+            if self.is_over {
+                return Poll::Ready(Ok(()));
+            }
+            self.look();
+            if self.passable > 0 || self.is_over {
+                continue;
+            }
+            if self.timer.as_mut().poll(context).is_ready() {
+                self.time_is_up();
+                continue;
+            }
+            ready!(self.stream.poll_read_ready(context))?;
+            let length = self.held.len();
+            self.held.resize(length + CHUNK, 0);
+            let this = &mut *self;
+            let read = this.stream.try_read(&mut this.held[length..]);
+            this.held.truncate(length + *read.as_ref().unwrap_or(&0));
+            match read {
+                Ok(0) => self.is_over = true,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl Write for Io {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if self.stream.poll_write_ready(context).is_pending() {
+                let patience = self.write_timeout;
+                let timer =
+                    self.write_timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + patience)));
+                ready!(timer.as_mut().poll(context));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            // The client did not read, and meanwhile what waited for it may have become nobody's.
+            if self.write_timer.is_some() && self.watch.1.get().is_some_and(|is_good| !is_good()) {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            match self.stream.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => {
+                    self.write_timer = None;
+                    return Poll::Ready(done);
+                }
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whoever made this has more to say, and closes.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,358 @@
+//! HTTP at the gate: whoever connected is looked at as all are, and then each request brings its own proof.
+//!
+//! A kept connection inherits nothing. What a request is answered is somebody else's business ([`Service`]); that it is
+//! whose it says is decided here, and the [`Bearer`] that comes of it is made nowhere else.
+
+#![forbid(unsafe_code)]
+
+mod io;
+pub(super) mod unserved;
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::{Request, Response, StatusCode};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+use super::admission::{self, Refused};
+use super::line::{self, Buffer};
+use super::seats::Seat;
+use super::{REFUSAL_TIMEOUT, Settings, Shared, lock, now};
+use crate::config::{Plain, Scheme};
+use crate::handshake::server::{Presented, Refusal};
+use crate::kernel::peer::{self, Peer};
+use crate::secret::token::Token;
+use crate::session::registry::{Admitted, NotAdmitted};
+use crate::wire::auth::Code;
+use crate::wire::http::{NoToken, PROBLEM, Problem, Violation, challenges, read_authorization};
+use io::{Io, Watch};
+
+/// What an answer is made of.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// How long a client may go on sending that was told that its connection closes.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// What asks about somebody else's token names itself by this field.
+pub const ASKER: HeaderName = HeaderName::from_static("authsock-asker");
+
+/// A connection that speaks HTTP. Nothing is proven of it but its peer.
+#[must_use = "dropping it closes the connection"]
+pub struct HttpConnection {
+    stream: Arc<UnixStream>,
+    early: Buffer,
+    door: Door,
+    deadline: Instant,
+}
+
+/// What answers requests.
+pub trait Service: Clone + Send + 'static {
+    /// Answers a request of which nothing is proven yet: that is asked of the door.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        door: Arc<Door>,
+    ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// Where requests of one connection prove themselves.
+pub struct Door {
+    peer: Peer,
+    /// For what else the kernel says of the peer.
+    stream: Arc<UnixStream>,
+    shared: Arc<Shared>,
+    watch: Arc<Watch>,
+    /// Its place: among those who wait, until a request has proven itself.
+    seat: Mutex<(Seat, bool)>,
+}
+
+/// Whoever bears a token, as one request has shown it.
+#[derive(Debug)]
+pub struct Bearer {
+    admitted: Admitted,
+}
+
+impl Bearer {
+    /// What the token stands for.
+    pub fn admitted(&self) -> &Admitted {
+        &self.admitted
+    }
+}
+
+/// A request that is not answered, and why.
+#[derive(Debug)]
+pub struct NotProven {
+    code: Code,
+    /// Whether a token was shown at all.
+    is_shown: bool,
+}
+
+impl HttpConnection {
+    pub(super) fn new(
+        stream: UnixStream,
+        early: Buffer,
+        peer: Peer,
+        seat: Seat,
+        shared: Arc<Shared>,
+        deadline: Instant,
+    ) -> HttpConnection {
+        let stream = Arc::new(stream);
+        let seat = Mutex::new((seat, false));
+        let door = Door { peer, stream: stream.clone(), shared, watch: Arc::default(), seat };
+        HttpConnection { stream, early, door, deadline }
+    }
+
+    /// Who is at the other end, by the kernel's word.
+    pub fn peer(&self) -> &Peer {
+        &self.door.peer
+    }
+
+    /// Answers that HTTP is not spoken here.
+    pub(super) async fn send_away(mut self) {
+        unserved::answer(&self.stream, &mut self.early, unserved::Status::NotImplemented, self.deadline)
+            .await;
+    }
+
+    /// Answers requests until the client leaves, breaks the rules, or `stopping` says that no more are taken.
+    pub async fn serve(self, service: impl Service, stopping: impl Future<Output = ()>) {
+        let HttpConnection { stream, early, door, deadline } = self;
+        let settings = lock(&door.shared.settings).clone();
+        let door = Arc::new(door);
+        let io = Io::new(stream.clone(), early.into_rest(), door.watch.clone(), &settings, deadline);
+        let answer = hyper::service::service_fn(|request| {
+            let (service, door) = (service.clone(), door.clone());
+            async move { Ok::<_, Infallible>(service.answer(request, door).await) }
+        });
+        {
+            let mut connection = pin!(
+                hyper::server::conn::http1::Builder::new().half_close(true).serve_connection(io, answer)
+            );
+            let mut stopping = pin!(stopping);
+            let mut is_stopping = false;
+            // What went wrong is the client's doing, and it is told by what follows, or is gone.
+            let _ = poll_fn(|context| {
+                if !is_stopping && stopping.as_mut().poll(context).is_ready() {
+                    is_stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                connection.as_mut().poll(context)
+            })
+            .await;
+        }
+        if let Some(violation) = door.watch.refused_head() {
+            door.note(violation);
+            line::farewell(&stream, &refusal_of(violation), REFUSAL_TIMEOUT).await;
+        }
+        line::linger(&stream, FAREWELL).await;
+    }
+}
+
+/// The whole answer to bytes that are no request.
+fn refusal_of(violation: Violation) -> Vec<u8> {
+    let status = StatusCode::from_u16(violation.status()).unwrap_or(StatusCode::BAD_REQUEST);
+    let title = status.canonical_reason().unwrap_or_default();
+    let body = Problem::new(status.as_u16(), title, &violation.to_string()).to_json();
+    let mut answer = format!(
+        "HTTP/1.1 {} {title}\r\nContent-Type: {PROBLEM}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
+        status.as_u16(),
+        body.len()
+    )
+    .into_bytes();
+    answer.extend_from_slice(&body);
+    answer
+}
+
+impl Door {
+    /// Who is at the other end, by the kernel's word.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// By which schemes tokens come.
+    pub fn schemes(&self) -> Vec<Scheme> {
+        lock(&self.shared.settings).http.schemes.clone()
+    }
+
+    /// What is wrong with the bytes of a body, if they are.
+    pub fn violation(&self) -> Option<Violation> {
+        self.watch.violation()
+    }
+
+    /// Whether the configuration lets this user ask what tokens are worth.
+    pub fn is_verifier(&self) -> bool {
+        lock(&self.shared.settings).policy.verifiers.contains(&self.peer.uid)
+            && self.peer.is_alive()
+            && self.take_seat().is_ok()
+    }
+
+    /// Lets a request prove itself by the token in one of its fields. Everything is looked at anew: the policy, the
+    /// peer, the token, and what it stands for.
+    ///
+    /// # Errors
+    /// [`NotProven`]; the reason is in the log.
+    pub fn prove(&self, field: Option<&HeaderValue>) -> Result<Bearer, NotProven> {
+        let settings = lock(&self.shared.settings).clone();
+        let shown = self.read(field, &settings);
+        let is_shown = !matches!(shown, Err(NoToken::Missing | NoToken::Scheme));
+        let result = self.try_prove(shown, &settings);
+        result.map(|admitted| Bearer { admitted }).map_err(|Refused { refusal, session }| {
+            self.log(&refusal, session.as_ref());
+            NotProven { code: refusal.code, is_shown }
+        })
+    }
+
+    fn log(&self, refusal: &Refusal, session: Option<&crate::session::SessionId>) {
+        self.shared.log.refused(Some(&self.peer), Some(self.peer.uid), refusal, session);
+    }
+
+    fn read(&self, field: Option<&HeaderValue>, settings: &Settings) -> Result<Token, NoToken> {
+        read_authorization(field.map(HeaderValue::as_bytes), settings.http.schemes.iter().map(Scheme::as_str))
+    }
+
+    fn try_prove(&self, shown: Result<Token, NoToken>, settings: &Settings) -> Result<Admitted, Refused> {
+        if !settings.policy.admits(&self.peer, || peer::groups(&*self.stream)) {
+            return Err(Refusal::new(Code::PeerDenied, settings.policy.refusal_of(self.peer.uid)).into());
+        }
+        admission::alive(&self.peer)?;
+        let token = shown.map_err(|problem| {
+            let reason = match problem {
+                NoToken::Missing => "an HTTP request came without a token",
+                NoToken::Scheme => "an HTTP request came with a scheme that is not configured (http.schemes)",
+                NoToken::Malformed => "an HTTP request came with something that is no token",
+            };
+            Refusal::new(Code::Denied, reason)
+        })?;
+        admission::refuse_plain(settings)?;
+        let presented = Presented::shown(token);
+        let token_id = presented.token_id();
+        let proven = presented.judge(lock(&self.shared.registry).verifier(token_id))?;
+        let admitted = admission::admit(&proven, &self.peer, &self.shared, settings)?;
+        self.take_seat()?;
+        Ok(admitted)
+    }
+
+    /// Takes its place among those who are in, at the first request that may have it.
+    fn take_seat(&self) -> Result<(), Refusal> {
+        let mut seat = lock(&self.seat);
+        if !seat.1 {
+            let taken = self.shared.seated.take(self.peer.uid);
+            *seat = (taken.map_err(|full| Refusal::new(Code::Busy, format!("connections: {full}")))?, true);
+            self.watch.is_in();
+        }
+        Ok(())
+    }
+
+    /// What a token is worth that somebody else showed to whoever asks: it is judged without a process, so that one
+    /// which is bound to a tree of processes is worth nothing here.
+    pub fn judge(&self, field: Option<&HeaderValue>) -> Option<Admitted> {
+        let settings = lock(&self.shared.settings).clone();
+        self.judge_token(self.read(field, &settings).ok()?)
+    }
+
+    /// As above, for a token that came in another way.
+    pub fn judge_token(&self, token: Token) -> Option<Admitted> {
+        let settings = lock(&self.shared.settings).clone();
+        admission::refuse_plain(&settings).ok()?;
+        let presented = Presented::shown(token);
+        let token_id = presented.token_id();
+        let registry = lock(&self.shared.registry);
+        let _ = presented.judge(registry.verifier(token_id)).ok()?;
+        let judged: Result<Admitted, NotAdmitted> = registry.judge(token_id, now());
+        let is_shown_in_vain =
+            |admitted: &Admitted| settings.plain == Plain::Sessions && admitted.session.stands_for_somebody();
+        judged.ok().filter(|admitted| !is_shown_in_vain(admitted))
+    }
+
+    /// Whether the policy still admits the peer.
+    pub fn is_admitted(&self) -> bool {
+        lock(&self.shared.settings).policy.admits(&self.peer, || peer::groups(&*self.stream))
+    }
+
+    /// Whether a token is what its id says.
+    pub fn is_genuine(&self, token: Token) -> bool {
+        let presented = Presented::shown(token);
+        let token_id = presented.token_id();
+        presented.judge(lock(&self.shared.registry).verifier(token_id)).is_ok()
+    }
+
+    /// Has what could not be written at once written later only if that is still good then.
+    pub fn guard(&self, is_good: impl Fn() -> bool + Send + Sync + 'static) {
+        self.watch.guard(Box::new(is_good));
+    }
+
+    /// Notes that somebody asked about a token who may not.
+    pub fn refuse_asker(&self) {
+        let reason = "asked over HTTP what a token is worth: the user is not in policy.verifiers, and no token with the scope verify came in Authsock-Asker";
+        self.log(&Refusal::new(Code::NotPermitted, reason), None);
+    }
+
+    fn note(&self, violation: Violation) {
+        let refusal = Refusal::new(Code::Malformed, format!("HTTP: {violation}"));
+        self.log(&refusal, None);
+    }
+}
+
+impl NotProven {
+    /// The status that tells of it.
+    pub fn status(&self) -> StatusCode {
+        match self.code {
+            Code::Denied | Code::Expired | Code::Revoked => StatusCode::UNAUTHORIZED,
+            Code::Busy | Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::FORBIDDEN,
+        }
+    }
+
+    /// The answer. The connection closes then: who guesses does so once.
+    pub fn answer(&self, schemes: &[Scheme]) -> Response<Body> {
+        let status = self.status();
+        let detail = match self.code {
+            Code::Denied if !self.is_shown => {
+                "this needs a token: send the header field Authorization with Bearer and its 64 hexadecimal digits"
+            }
+            code => code.sentence(),
+        };
+        let mut answer = problem(status, detail);
+        let fields = answer.headers_mut();
+        fields.insert(CONNECTION, HeaderValue::from_static("close"));
+        if status == StatusCode::UNAUTHORIZED {
+            let error = self.is_shown.then_some("invalid_token");
+            let value = challenges(schemes.iter().map(Scheme::as_str), error, None);
+            fields.extend(HeaderValue::try_from(value).ok().map(|value| (WWW_AUTHENTICATE, value)));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        answer
+    }
+}
+
+/// An answer with a body that is there whole.
+pub fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut answer = Response::new(Full::new(body.into()).boxed_unsync());
+    *answer.status_mut() = status;
+    let fields = answer.headers_mut();
+    if !kind.is_empty() {
+        fields.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    }
+    // What one session is told is no other's, on no way and in no cache.
+    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fields.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// An answer that tells what is wrong (RFC 9457).
+pub fn problem(status: StatusCode, detail: &str) -> Response<Body> {
+    let title = status.canonical_reason().unwrap_or_default();
+    whole(status, PROBLEM, Problem::new(status.as_u16(), title, detail).to_json())
+}
