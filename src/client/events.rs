@@ -329,7 +329,7 @@ impl Waiting {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::handshake::client::Bound;
     use crate::wire::auth::SessionBrief;
@@ -353,7 +353,7 @@ mod tests {
     }
 
     /// A client, and the other end of its connection.
-    fn pair(queued: usize) -> (Client, BufReader<UnixStream>) {
+    pub(in crate::client) fn pair(queued: usize) -> (Client, BufReader<UnixStream>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let session: SessionBrief =
             serde_json::from_value(json!({ "id": "owner", "name": "owner", "realm": "r" })).unwrap();

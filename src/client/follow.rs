@@ -181,15 +181,22 @@ impl Follower {
 }
 
 /// Attempts in a row.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Attempts {
     made: u32,
+    first_pause: Duration,
+}
+
+impl Default for Attempts {
+    fn default() -> Attempts {
+        Attempts { made: 0, first_pause: PAUSE }
+    }
 }
 
 impl Attempts {
     /// The pause before the next one; `None` if there were enough.
     fn pause(&mut self) -> Option<Duration> {
-        let pause = (self.made < ATTEMPTS_MAX).then(|| PAUSE * 2u32.pow(self.made));
+        let pause = (self.made < ATTEMPTS_MAX).then(|| self.first_pause * 2u32.pow(self.made));
         self.made += 1;
         pause
     }
@@ -206,6 +213,65 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 8, 16]);
         assert_eq!(pauses.iter().sum::<u64>(), LIVED.as_secs());
         assert_eq!(attempts.pause(), None);
+    }
+
+    fn block_on(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+    }
+
+    fn follower(options: Options, attempts: Attempts, state: State) -> Follower {
+        let subscription = Subscription { subjects: vec!["a".into()], ..Subscription::default() };
+        Follower { options, subscription, session: "owner".into(), attempts, state }
+    }
+
+    #[test]
+    fn a_daemon_that_stays_away_is_given_up() {
+        block_on(async {
+            let temp = tempfile::tempdir().unwrap();
+            let options = Options {
+                socket: Some(temp.path().join("socket")),
+                token_file: Some(temp.path().join("token")),
+                ..Options::default()
+            };
+            let dir = crate::kernel::dir::Dir::open_or_create(temp.path(), crate::kernel::dir::own_uid());
+            crate::secret::file::open_or_mint(&dir.unwrap(), "token").unwrap();
+            let attempts = Attempts { made: 0, first_pause: Duration::from_millis(1) };
+            let mut follower = follower(options, attempts, State::Away { until: Instant::now() });
+            let mut pauses = Vec::new();
+            let error = loop {
+                match follower.next().await {
+                    Ok(Heard::Away { why, pause }) => {
+                        assert!(why.to_string().contains("socket does not exist"), "{why}");
+                        pauses.push(pause.as_millis());
+                    }
+                    Ok(other) => panic!("{other:?}"),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(pauses, [1, 2, 4, 8, 16]);
+            assert!(error.to_string().contains("socket does not exist"), "{error}");
+        });
+    }
+
+    #[test]
+    fn a_connection_that_lasted_has_the_count_begin_anew() {
+        block_on(async {
+            let now = Instant::now();
+            let Some(long_ago) = now.checked_sub(LIVED) else { return };
+            for (since, expected) in [(long_ago, Some(PAUSE)), (now, None)] {
+                let (client, daemon) = super::super::events::tests::pair(0);
+                let state = State::Connected { client: Box::new(client), since };
+                let attempts = Attempts { made: ATTEMPTS_MAX, ..Attempts::default() };
+                let mut follower = follower(Options::default(), attempts, state);
+                drop(daemon);
+                let pause = match follower.next().await {
+                    Ok(Heard::Away { why: FollowError::Call(CallError::Over), pause }) => Some(pause),
+                    Err(FollowError::Call(CallError::Over)) => None,
+                    other => panic!("{other:?}"),
+                };
+                assert_eq!(pause, expected);
+            }
+        });
     }
 
     #[test]

@@ -266,6 +266,24 @@ fn a_subscriber_comes_back_after_a_kill_and_shows_the_gap() {
 }
 
 #[test]
+fn a_subscriber_starts_the_daemon_again_that_it_had_started_and_a_signal_ends_it_as_any_program() {
+    use std::os::unix::process::ExitStatusExt;
+    let ground = Ground::new();
+    let (mut subscriber, begun) = Subscriber::begin(&ground, &["n"]);
+    let pid = ground.json(["status"])["pid"].as_i64().unwrap();
+    let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    subscriber.next_of("away");
+    assert_ne!(subscriber.next_of("subscribed")["epoch"], begun["epoch"]);
+    assert_eq!(subscriber.next_of("gap")["reason"], "restarted");
+    assert_eq!(publish(&ground, "n", "x")["reached"], 1);
+    assert_eq!(subscriber.next_of("event")["data"], "x");
+    let own = nix::unistd::Pid::from_raw(subscriber.child.id().try_into().unwrap());
+    nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(subscriber.child.wait().unwrap().signal(), Some(nix::libc::SIGINT));
+}
+
+#[test]
 fn a_session_that_ends_ends_its_subscriber() {
     let (ground, _daemon) = served_with("");
     let mut owner = owner(&ground);
