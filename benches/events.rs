@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ground::{Daemon, Ground, Line, PATIENCE};
+use ground::{Daemon, Ground, Line, PATIENCE, put};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
@@ -197,7 +197,7 @@ fn floor(events: usize) -> Duration {
             "{{\"jsonrpc\":\"2.0\",\"method\":\"event\",\"params\":{{\"subject\":\"bench.event\",\"realm\":\"default\",\"seq\":{number},\"epoch\":\"0123456789abcdef\",\"time_ms\":1700000000000,\"publisher\":{{\"id\":\"owner\",\"name\":\"owner\"}},\"data\":{number}}}}}\n"
         )
     };
-    std::fs::write(&lines, (0..events).map(line).collect::<String>()).unwrap();
+    put(&lines, &(0..events).map(line).collect::<String>(), 0o600);
     let mut server = Server::start(&socket, &lines);
     let streams: Vec<UnixStream> = (0..SUBSCRIBERS).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     let start = Instant::now();

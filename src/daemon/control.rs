@@ -14,6 +14,7 @@ use super::events::subscriber::{Form, Listening, Subscriber};
 use super::events::{Events, methods as events};
 use super::journal::By;
 use super::lifecycle::idle_exit;
+use super::metrics::Metrics;
 use super::sessions::Sessions;
 use super::users::Users;
 use crate::config::Config;
@@ -57,6 +58,7 @@ pub(super) enum Order {
 pub(super) struct Hub {
     pub(super) sessions: Arc<Sessions>,
     pub(super) events: Arc<Events>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) config: Arc<Mutex<Arc<Config>>>,
     pub(super) state: Dir,
     /// The users' tokens, if this is the daemon of the whole machine.
@@ -177,7 +179,9 @@ pub const METHODS: &[Method] = &[
 
 /// Carries out one request, and notes whose it was: in the kernel's words and the registry's, never in the request's own.
 pub(super) fn answer(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value, RpcError> {
+    let began = Instant::now();
     let result = carry_out(caller, request);
+    caller.hub.metrics.request(&request.method, result.as_ref().err(), began.elapsed());
     // Of a method that does not exist the name is the client's.
     let method =
         METHODS.iter().find(|method| method.name == request.method).map_or("-", |method| method.name);

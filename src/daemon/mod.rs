@@ -9,6 +9,7 @@ mod foundation;
 mod http;
 mod journal;
 mod lifecycle;
+mod metrics;
 mod serve;
 mod sessions;
 mod settings;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -14,19 +15,24 @@ use tokio::time::{Instant, sleep_until};
 use super::connection;
 use super::control::{Facts, Hub, Order};
 use super::doors::Doors;
+use super::events::{Events, Site};
 use super::foundation::{CannotServe, Foundation, Ground, LOCK_TIMEOUT, load_config, user_scopes};
 use super::http;
 use super::lifecycle::{Asked, Idle, Manager, Signals, idle_exit, watchdog};
+use super::metrics::{AtTheGate, Metrics};
 use super::sessions::Sessions;
 use super::settings::settings;
 use super::users::Users;
 use crate::client::connect::places;
 use crate::config::Config;
+use crate::gate::burst::{Bursts, Verdict};
+use crate::gate::observer::{Observer, Refused};
 use crate::gate::{Gate, Settings, Through, Welcome, lock, now};
 use crate::init::{Activation, Adopted, Starter, ondemand};
 use crate::kernel::dir::{Lock, own_uid};
 use crate::place::{DESCRIPTOR_NAME, Places};
 use crate::secret::verifier::Verifier;
+use crate::session::SessionId;
 use crate::session::limits::Limits;
 use crate::session::registry::Registry;
 use crate::wire::auth::{CONTROL, Code};
@@ -38,6 +44,11 @@ const ROOM_MADE_WITHIN: Duration = Duration::from_secs(3);
 const _: () = assert!(ROOM_MADE_WITHIN.as_secs() < LOCK_TIMEOUT.as_secs());
 /// How often the daemon looks whether its socket's file is still there.
 const SOCKET_CHECK: Duration = Duration::from_secs(15);
+
+/// How many refusals the owner is told of within a window of ten seconds; of the others it is told how many.
+const REFUSALS_TOLD: u32 = 10;
+/// By which subject.
+const REFUSED: &str = "$authsock.auth.refused";
 
 /// How a daemon is to run.
 #[derive(Debug, Default)]
@@ -94,10 +105,11 @@ fn gate_on(
     registry: Arc<Mutex<Registry>>,
     settings: Settings,
     welcome: Option<Welcome>,
+    observer: Option<Arc<dyn Observer>>,
 ) -> Result<Gate, Fatal> {
     doors
         .listeners()
-        .and_then(|listeners| Gate::with_welcome(listeners, registry, settings, welcome))
+        .and_then(|listeners| Gate::with(listeners, registry, settings, welcome, observer))
         .map_err(failed("watch the sockets"))
 }
 
@@ -183,8 +195,8 @@ impl Server {
         let doors = |sockets: Vec<Adopted>| Doors::new(sockets, starter, options.system);
         let strays = Some(others).filter(|others| !others.is_empty()).map(doors);
         let doors = doors(ours);
-        let gate = gate_on(&doors, nobody()?, least.clone(), None)?;
-        let strays = strays.map(|strays| gate_on(&strays, nobody()?, least, None)).transpose()?;
+        let gate = gate_on(&doors, nobody()?, least.clone(), None, None)?;
+        let strays = strays.map(|strays| gate_on(&strays, nobody()?, least, None, None)).transpose()?;
         let now = Instant::now();
         Ok(Server {
             starter,
@@ -239,17 +251,21 @@ impl Server {
                 registry.set_user(uid, verifier, &scopes, now());
             }
         }
-        let sessions = Sessions::new(registry, store, config.events.clone(), self.changed.clone());
+        let metrics = Arc::new(Metrics::default());
+        let sessions =
+            Sessions::new(registry, store, config.events.clone(), metrics.clone(), self.changed.clone());
         let (settings, complained) = settings(&config, self.options.descriptors, self.options.system);
         let policy = watch::channel(settings.policy.clone()).0;
         let raised = idle_exit(self.starter, config.idle_exit).1;
         let config = Arc::new(Mutex::new(Arc::new(config)));
         let welcome = users.clone().map(|users| welcome(users, &sessions, config.clone()));
-        let gate = gate_on(&self.doors, sessions.registry().clone(), settings, welcome)?;
+        let at_the_gate = at_the_gate(&metrics, sessions.events());
+        let gate = gate_on(&self.doors, sessions.registry().clone(), settings, welcome, Some(at_the_gate))?;
         self.configured = complained;
         self.configured.extend(raised);
         let hub = Arc::new(Hub {
             events: sessions.events().clone(),
+            metrics,
             sessions,
             state,
             config,
@@ -590,6 +606,24 @@ impl Server {
             }
         }
     }
+}
+
+/// Counts what happens at the gate, and tells the owner of refusals: no more of them than leave room for what else the
+/// owner's realm is told.
+fn at_the_gate(metrics: &Arc<Metrics>, events: &Arc<Events>) -> Arc<dyn Observer> {
+    let (events, told) = (events.clone(), Bursts::of(REFUSALS_TOLD));
+    let tell = move |refused: &Refused<'_>| {
+        let Verdict::Log { left_out } = told.judge((), std::time::Instant::now()) else { return };
+        let data = json!({
+            "code": refused.code.as_str(),
+            "uid": refused.uid,
+            "pid": refused.pid,
+            "session": refused.session.map(SessionId::as_str),
+            "left_out": left_out,
+        });
+        events.tell(&Site::of_owner(), REFUSED, &data);
+    };
+    Arc::new(AtTheGate { metrics: metrics.clone(), tell: Box::new(tell) })
 }
 
 /// Serves what came through the gate, beside all that is served already.

@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::events::{Events, Site};
 use super::journal::{By, SessionLog};
+use super::metrics::Metrics;
 use super::store::{NotKept, Store};
 use crate::config;
 use crate::gate::{lock, now};
@@ -50,6 +51,7 @@ pub(super) type Lifeline = watch::Receiver<Option<EndReason>>;
 pub(super) struct Sessions {
     registry: Arc<Mutex<Registry>>,
     events: Arc<Events>,
+    metrics: Arc<Metrics>,
     store: Store,
     log: SessionLog,
     lifelines: Mutex<HashMap<SessionId, watch::Sender<Option<EndReason>>>>,
@@ -65,12 +67,14 @@ impl Sessions {
         mut registry: Registry,
         store: Store,
         events: config::Events,
+        metrics: Arc<Metrics>,
         changed: Arc<Notify>,
     ) -> Arc<Sessions> {
         let leaders = store.restore(&mut registry, now());
         let registry = Arc::new(Mutex::new(registry));
         let sessions = Arc::new(Sessions {
-            events: Arc::new(Events::new(registry.clone(), events)),
+            events: Arc::new(Events::new(registry.clone(), events, metrics.clone())),
+            metrics,
             registry,
             store,
             log: SessionLog::default(),
@@ -144,6 +148,7 @@ impl Sessions {
             (session, is_new_leader)
         };
         self.log.began(&session);
+        self.metrics.session_started();
         self.announce(&session, STARTED, None);
         if is_new_leader {
             tokio::spawn(watch_leader(self.clone(), leader));
@@ -184,6 +189,7 @@ impl Sessions {
         }
         for Ended { session, reason, .. } in all_ended {
             self.log.ended(session, *reason, by.filter(|_| *reason == EndReason::Revoked));
+            self.metrics.session_ended(*reason);
             self.announce(session, ENDED, Some(*reason));
             if let Some(lifeline) = lock(&self.lifelines).remove(&session.id) {
                 lifeline.send_replace(Some(*reason));

@@ -83,7 +83,8 @@ pub(super) async fn converse(
     shared: &Arc<Shared>,
     settings: &Settings,
 ) -> Option<Through> {
-    let deadline = Instant::now() + settings.timeout;
+    let began = Instant::now();
+    let deadline = began + settings.timeout;
     let result = match timeout_at(deadline, authenticate(&stream, &peer, shared, settings)).await {
         Ok(result) => result,
         Err(_) => Err(Refusal::new(Code::Timeout, format!("no result within {:?}", settings.timeout)).into()),
@@ -117,6 +118,7 @@ pub(super) async fn converse(
                 session.id,
                 session.name.in_brackets()
             );
+            shared.through(way, Some(began.elapsed()));
             let brief = SessionBrief {
                 id: session.id.to_string(),
                 name: session.name.to_string(),
@@ -133,7 +135,7 @@ pub(super) async fn converse(
         (Ok(_), _) => return None,
         (Err(refused), _) => refused,
     };
-    shared.log.refused(Some(&peer), Some(peer.uid), &refused.refusal, refused.session.as_ref());
+    shared.refused(Some(&peer), Some(peer.uid), &refused.refusal, refused.session.as_ref());
     refuse(&stream, refused.refusal.code).await;
     None
 }

@@ -6,6 +6,7 @@ pub(crate) mod burst;
 pub mod connection;
 pub mod http;
 mod line;
+pub mod observer;
 mod refusals;
 pub mod seats;
 
@@ -21,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::{self, Config, Plain};
-use crate::handshake::server::Refusal;
+use crate::handshake::server::{Refusal, Way};
 use crate::kernel::peer::Peer;
 use crate::session::Millis;
 use crate::session::registry::Registry;
@@ -33,6 +34,7 @@ use http::HttpConnection;
 use http::unserved;
 use line::Buffer;
 pub(crate) use line::{linger, write};
+use observer::Observer;
 use refusals::RefusalLog;
 use seats::Seats;
 
@@ -162,7 +164,32 @@ struct Shared {
     leaving: Seats,
     seated: Seats,
     log: RefusalLog,
+    observer: Option<Arc<dyn Observer>>,
     welcome: Option<Welcome>,
+}
+
+impl Shared {
+    /// Notes a refusal.
+    fn refused(
+        &self,
+        peer: Option<&Peer>,
+        uid: Option<u32>,
+        refusal: &Refusal,
+        session: Option<&crate::session::SessionId>,
+    ) {
+        let is_logged = self.log.refused(peer, uid, refusal, session);
+        if let Some(observer) = &self.observer {
+            let pid = peer.map(|peer| peer.pid.0);
+            observer.refused(&observer::Refused { code: refusal.code, uid, pid, session, is_logged });
+        }
+    }
+
+    /// Notes that somebody has proven itself.
+    fn through(&self, way: Way, took: Option<Duration>) {
+        if let Some(observer) = &self.observer {
+            observer.through(way, took);
+        }
+    }
 }
 
 /// What came through the gate.
@@ -197,18 +224,19 @@ impl Gate {
         registry: Arc<Mutex<Registry>>,
         settings: Settings,
     ) -> io::Result<Gate> {
-        Gate::with_welcome(listeners, registry, settings, None)
+        Gate::with(listeners, registry, settings, None, None)
     }
 
-    /// As [`Gate::new`], for a daemon that makes tokens for those who come for the first time.
+    /// As [`Gate::new`], for a daemon that makes tokens for those who come for the first time, and that counts.
     ///
     /// # Errors
     /// If the runtime cannot watch a socket.
-    pub fn with_welcome(
+    pub fn with(
         listeners: Vec<StdListener>,
         registry: Arc<Mutex<Registry>>,
         settings: Settings,
         welcome: Option<Welcome>,
+        observer: Option<Arc<dyn Observer>>,
     ) -> io::Result<Gate> {
         let listeners = listeners
             .into_iter()
@@ -224,6 +252,7 @@ impl Gate {
             seated: Seats::new(settings.connections),
             settings: Mutex::new(Arc::new(settings)),
             log: RefusalLog::default(),
+            observer,
             welcome,
         };
         Ok(Gate { listeners, next: 0, shared: Arc::new(shared), handshakes: JoinSet::new(), said: None })
@@ -330,13 +359,16 @@ impl Gate {
     pub fn admit(&mut self, stream: UnixStream) {
         let shared = self.shared.clone();
         let settings = lock(&shared.settings).clone();
+        if let Some(observer) = &shared.observer {
+            observer.accepted();
+        }
         match greet(&stream, &shared, &settings) {
             Ok((peer, seat)) => {
                 self.handshakes.spawn(async move { converse(stream, peer, seat, &shared, &settings).await });
             }
             Err((peer, refusal)) => {
                 let uid = peer.as_ref().map(|peer| peer.uid);
-                shared.log.refused(peer.as_ref(), uid, &refusal, None);
+                shared.refused(peer.as_ref(), uid, &refusal, None);
                 self.see_off(stream, uid, refusal.code);
             }
         }
@@ -367,12 +399,12 @@ impl Gate {
             }
             Ok(peer) => {
                 let refusal = Refusal::new(Code::PeerDenied, policy.refusal_of(peer.uid));
-                self.shared.log.refused(Some(&peer), Some(peer.uid), &refusal, None);
+                self.shared.refused(Some(&peer), Some(peer.uid), &refusal, None);
                 Code::PeerDenied
             }
             Err(error) => {
                 let refusal = Refusal::new(Code::PeerDenied, error.to_string());
-                self.shared.log.refused(None, None, &refusal, None);
+                self.shared.refused(None, None, &refusal, None);
                 Code::PeerDenied
             }
         };

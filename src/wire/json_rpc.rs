@@ -50,6 +50,27 @@ impl ErrorCode {
         ErrorCode::Unavailable,
     ];
 
+    /// A word for whoever counts.
+    pub fn word(self) -> &'static str {
+        match self {
+            ErrorCode::ParseError => "parse_error",
+            ErrorCode::InvalidRequest => "invalid_request",
+            ErrorCode::MethodNotFound => "method_not_found",
+            ErrorCode::InvalidParams => "invalid_params",
+            ErrorCode::Internal => "internal",
+            ErrorCode::NotPermitted => "not_permitted",
+            ErrorCode::NotFound => "not_found",
+            ErrorCode::LimitReached => "limit_reached",
+            ErrorCode::TooLarge => "too_large",
+            ErrorCode::Unavailable => "unavailable",
+        }
+    }
+
+    /// The word for a number on the wire.
+    pub fn word_of(number: i64) -> &'static str {
+        ErrorCode::ALL.into_iter().find(|code| code.number() == number).map_or("other", ErrorCode::word)
+    }
+
     /// The number on the wire.
     pub fn number(self) -> i64 {
         match self {

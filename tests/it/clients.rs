@@ -16,6 +16,15 @@ const WHOAMI: &str = r#"{"jsonrpc":"2.0","id":1,"method":"whoami"}"#;
 /// A token that nobody has.
 const WRONG: &str = "00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff";
 
+/// As [`serving`], where HTTP is turned off.
+fn serving_without_http() -> (Ground, Daemon) {
+    let ground = Ground::new();
+    ground.configure("[http]\nenabled = false\n");
+    let daemon = ground.serve();
+    ground.token_after_first_contact();
+    (ground, daemon)
+}
+
 fn serving() -> (Ground, Daemon) {
     let ground = Ground::new();
     let daemon = ground.serve();
@@ -187,11 +196,11 @@ fn curl<const N: usize>(ground: &Ground, args: [&str; N]) -> Output {
 }
 
 #[test]
-fn curl_gets_a_proper_501_and_no_word_of_the_handshake() {
+fn where_http_is_turned_off_curl_gets_a_proper_501_and_no_word_of_the_handshake() {
     if skip_unless(has("curl"), "curl is not installed") {
         return;
     }
-    let (ground, _daemon) = serving();
+    let (ground, _daemon) = serving_without_http();
     let body = ground.root().join("body");
     std::fs::write(&body, vec![b'x'; 100_000]).unwrap();
     let upload = format!("@{}", body.display());
@@ -219,8 +228,8 @@ fn curl_gets_a_proper_501_and_no_word_of_the_handshake() {
 }
 
 #[test]
-fn a_second_request_on_a_kept_alive_connection_is_not_answered() {
-    let (ground, _daemon) = serving();
+fn where_http_is_turned_off_a_second_request_on_a_kept_alive_connection_is_not_answered() {
+    let (ground, _daemon) = serving_without_http();
     let mut stream = UnixStream::connect(ground.init_socket()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
@@ -237,7 +246,7 @@ fn a_second_request_on_a_kept_alive_connection_is_not_answered() {
 
 #[test]
 fn a_body_that_comes_after_the_answer_breaks_nothing() {
-    let (ground, _daemon) = serving();
+    let (ground, _daemon) = serving_without_http();
     let mut stream = UnixStream::connect(ground.init_socket()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n").unwrap();
@@ -250,7 +259,7 @@ fn a_body_that_comes_after_the_answer_breaks_nothing() {
 #[test]
 fn a_head_that_comes_in_pieces_is_answered_without_a_body_and_one_that_never_ends_in_http() {
     let ground = Ground::new();
-    ground.configure("[handshake]\ntimeout_seconds = 1\n");
+    ground.configure("[handshake]\ntimeout_seconds = 1\n[http]\nenabled = false\n");
     let _daemon = ground.serve();
     let answer = |pieces: &[&[u8]]| {
         let mut stream = UnixStream::connect(ground.init_socket()).unwrap();

@@ -281,7 +281,7 @@ fn scopes_say_which_subjects_and_what_is_narrowed_is_heard_no_more() {
     assert!(narrowed["result"].is_object(), "{narrowed}");
     assert_eq!(publish(&mut owner, "b", json!(1))["reached"], 0);
     assert_eq!(publish(&mut owner, "a.y", json!(1))["reached"], 0, "a.> is more than is permitted now");
-    let mut lost = vec![told(&mut line, "event.unsubscribed"), told(&mut line, "event.unsubscribed")];
+    let mut lost = [told(&mut line, "event.unsubscribed"), told(&mut line, "event.unsubscribed")];
     lost.sort_by_key(ToString::to_string);
     assert_eq!(lost[0]["subjects"], json!(["a.>"]));
     assert_eq!(lost[1]["subjects"], json!(["b"]));
@@ -677,4 +677,34 @@ fn breaks(seed: u64) {
     }
     assert!(kinds.contains_key("\"restarted\""), "{kinds:?}");
     assert!(kinds.len() >= 2, "what is to be tested happened: {kinds:?}");
+}
+
+#[test]
+fn the_owner_is_told_who_was_refused_and_nobody_else_is() {
+    let (ground, _daemon) = served_with("");
+    let mut owner = owner(&ground);
+    let (_, _, mut other) = joined(&ground, &mut owner, "other", json!({}));
+    subscribe(&mut owner, json!({ "subjects": ["$authsock.auth.>"] }));
+    subscribe(&mut other, json!({ "subjects": [">"] }));
+    let wrong = "0".repeat(64);
+    for _ in 0..12 {
+        let mut refused = Line::connect(&ground.init_socket());
+        assert_eq!(refused.plain(&wrong)["success"], false);
+    }
+    for _ in 0..10 {
+        let event = told(&mut owner, "event");
+        assert_eq!(event["subject"], "$authsock.auth.refused");
+        assert_eq!(event["data"]["code"], "denied");
+        assert_eq!(event["data"]["pid"], std::process::id());
+        assert_eq!(event["data"]["uid"], nix::unistd::getuid().as_raw());
+        assert!(!event.to_string().contains(&wrong));
+    }
+    // More of them within the same ten seconds are only counted.
+    has_heard_nothing(&mut owner);
+    has_heard_nothing(&mut other);
+    assert_eq!(
+        subscribe(&mut other, json!({ "subjects": [">"], "since": 0 }))["replayed"],
+        1,
+        "its own beginning"
+    );
 }

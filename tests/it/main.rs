@@ -33,6 +33,7 @@ mod install;
 mod launchd;
 mod lifecycle;
 mod manual;
+mod metrics;
 mod ondemand;
 mod packaging;
 #[cfg(target_os = "linux")]

@@ -946,7 +946,7 @@ fn no_variable_turns_authentication_off() {
     }
     let mut line = connect();
     line.send("GET /v1/whoami HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert!(String::from_utf8_lossy(&line.rest()).starts_with("HTTP/1.1 501 "));
+    assert!(String::from_utf8_lossy(&line.rest()).starts_with("HTTP/1.1 401 "));
     let logged = daemon.stderr();
     assert!(!logged.contains(&ground.token()), "not even a log of everything tells the token");
     // Nor does a client with them take a stranger's token for none.

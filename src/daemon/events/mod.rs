@@ -18,8 +18,10 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::metrics::Metrics;
 use crate::config;
 use crate::gate::{lock, now};
+use crate::kernel::dir::own_uid;
 use crate::secret::random::{self, NoRandomness};
 use crate::session::registry::Registry;
 use crate::session::scope::{Scope, Verb};
@@ -39,6 +41,11 @@ pub(super) struct Site {
 }
 
 impl Site {
+    /// Where the owner is.
+    pub(super) fn of_owner() -> Site {
+        Site { uid: own_uid(), realm: Realm::default() }
+    }
+
     /// Where a session is.
     pub(super) fn of(session: &Session) -> Site {
         Site { uid: session.uid, realm: session.realm.clone() }
@@ -59,6 +66,14 @@ impl Event {
     fn place(&self) -> Place {
         Place { epoch: self.epoch, seq: self.seq }
     }
+}
+
+/// What somebody says.
+struct Said<'a> {
+    subject: Subject,
+    audience: Audience,
+    publisher: Option<Publisher<'a>>,
+    data: &'a RawValue,
 }
 
 /// What came of publishing.
@@ -121,6 +136,7 @@ pub(super) enum NoRoom {
 #[derive(Debug)]
 pub(super) struct Events {
     registry: Arc<Mutex<Registry>>,
+    metrics: Arc<Metrics>,
     inner: Mutex<Inner>,
 }
 
@@ -135,19 +151,18 @@ struct Inner {
 }
 
 impl Events {
-    pub(super) fn new(registry: Arc<Mutex<Registry>>, settings: config::Events) -> Events {
+    pub(super) fn new(
+        registry: Arc<Mutex<Registry>>,
+        settings: config::Events,
+        metrics: Arc<Metrics>,
+    ) -> Events {
         let inner = Inner { settings, channels: HashMap::new(), stirred: Vec::new(), clock: 0 };
-        Events { registry, inner: Mutex::new(inner) }
+        Events { registry, metrics, inner: Mutex::new(inner) }
     }
 
     /// Changes the limits; what is kept and queued beyond them goes as new events come.
     pub(super) fn set(&self, settings: config::Events) {
         lock(&self.inner).settings = settings;
-    }
-
-    /// How often a stream says that it lives, among others.
-    pub(super) fn settings(&self) -> config::Events {
-        lock(&self.inner).settings.clone()
     }
 
     /// Publishes what a session says. Whoever hears it is woken by [`Events::flush`].
@@ -165,7 +180,8 @@ impl Events {
         let registry = lock(&self.registry);
         let audience = Audience::of(&subject, site, &registry)?;
         let publisher = Publisher { id: session.id.as_str(), name: session.name.as_str() };
-        Ok(inner.publish(&registry, site, subject, audience, Some(publisher), &data)?)
+        let said = Said { subject, audience, publisher: Some(publisher), data: &data };
+        Ok(inner.publish(&registry, &self.metrics, site, said)?)
     }
 
     /// Publishes what the daemon says, in a session's realm. Where there is no place for that realm, nobody listens
@@ -177,7 +193,8 @@ impl Events {
         {
             let mut inner = lock(&self.inner);
             let registry = lock(&self.registry);
-            let _ = inner.publish(&registry, site, subject, audience, None, &data);
+            let said = Said { subject, audience, publisher: None, data: &data };
+            let _ = inner.publish(&registry, &self.metrics, site, said);
         }
         self.flush();
     }
@@ -250,12 +267,11 @@ impl Inner {
     fn publish(
         &mut self,
         registry: &Registry,
+        metrics: &Metrics,
         site: &Site,
-        subject: Subject,
-        audience: Audience,
-        publisher: Option<Publisher<'_>>,
-        data: &RawValue,
+        said: Said<'_>,
     ) -> Result<Published, NoRoom> {
+        let Said { subject, audience, publisher, data } = said;
         self.clock += 1;
         let clock = self.clock;
         let settings = self.settings.clone();
@@ -273,15 +289,17 @@ impl Inner {
             data,
         });
         let event = Arc::new(Event { seq: place.seq, epoch: place.epoch, subject, audience, line });
-        let mut reached = 0;
+        let (mut reached, mut missed) = (0, 0);
         let mut stirred = Vec::new();
         for subscriber in &channel.subscribers {
             let offered = subscriber.offer(&event, site, registry, now, &settings);
             reached += usize::from(offered == Offered::Queued);
+            missed += usize::from(offered == Offered::Missed);
             if offered != Offered::NotHeard && subscriber.is_first_stir() {
                 stirred.push(subscriber.clone());
             }
         }
+        metrics.event(reached, missed);
         channel.keep(event, &settings);
         self.stirred.append(&mut stirred);
         Ok(Published { place, reached })

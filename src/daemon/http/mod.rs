@@ -15,6 +15,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
 
 use super::control::{self, Caller, Hub};
+use super::metrics;
 use crate::config::Scheme;
 use crate::gate::http::{Bearer, Body, Door, HttpConnection, Service, problem, whole};
 use crate::gate::lock;
@@ -95,6 +96,7 @@ impl Service for Pages {
         // Of a path that does not exist the name is the client's.
         let name = route.map_or("-", |route| route.path);
         let peer = door.peer();
+        self.hub.metrics.http(name, answer.status().as_u16());
         tracing::debug!(
             authsock_event = "request",
             authsock_session = session.as_deref().map(|session| session.id.as_str()),
@@ -181,7 +183,10 @@ impl Asked<'_> {
                 let Asked { pages, door, bearer, request } = self;
                 verify::introspect(pages, request, door, Some(bearer)).await
             }
-            Page::Metrics => problem(StatusCode::NOT_FOUND, "x"),
+            Page::Metrics => {
+                let hub = &self.pages.hub;
+                whole(StatusCode::OK, metrics::KIND, hub.metrics.encode(hub))
+            }
             Page::OpenApi => whole(StatusCode::OK, JSON, OPENAPI),
             // It is answered before anybody proves anything.
             Page::Verify => problem(StatusCode::INTERNAL_SERVER_ERROR, "this page is not here"),

@@ -31,7 +31,7 @@ use super::line::{self, Buffer};
 use super::seats::Seat;
 use super::{REFUSAL_TIMEOUT, Settings, Shared, lock, now};
 use crate::config::{Plain, Scheme};
-use crate::handshake::server::{Presented, Refusal};
+use crate::handshake::server::{Presented, Refusal, Way};
 use crate::kernel::peer::{self, Peer};
 use crate::secret::token::Token;
 use crate::session::registry::{Admitted, NotAdmitted};
@@ -213,7 +213,7 @@ impl Door {
     }
 
     fn log(&self, refusal: &Refusal, session: Option<&crate::session::SessionId>) {
-        self.shared.log.refused(Some(&self.peer), Some(self.peer.uid), refusal, session);
+        self.shared.refused(Some(&self.peer), Some(self.peer.uid), refusal, session);
     }
 
     fn read(&self, field: Option<&HeaderValue>, settings: &Settings) -> Result<Token, NoToken> {
@@ -239,6 +239,7 @@ impl Door {
         let proven = presented.judge(lock(&self.shared.registry).verifier(token_id))?;
         let admitted = admission::admit(&proven, &self.peer, &self.shared, settings)?;
         self.take_seat()?;
+        self.shared.through(Way::Http, None);
         Ok(admitted)
     }
 

@@ -1,0 +1,139 @@
+//! The daemon's numbers: that each is told as the manual says, moves with what it counts, and tells of nobody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use serde_json::json;
+
+use crate::ground::{Ground, Line, PATIENCE, minted};
+
+/// What a session reads that may. The owner's token would be refused: this process led a session.
+fn metrics(ground: &Ground, token: &str) -> String {
+    let mut stream = UnixStream::connect(ground.init_socket()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = format!(
+        "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    assert!(
+        head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        "{head}"
+    );
+    body.to_owned()
+}
+
+/// Each sample by its name and labels.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+        .collect()
+}
+
+#[test]
+fn the_manual_has_every_number_and_every_number_moves_with_what_it_counts() {
+    let ground = Ground::new();
+    ground.configure("[events]\nqueued = 1\n");
+    let _daemon = ground.serve();
+    let owner = ground.token_after_first_contact();
+    let mut line = Line::connect(&ground.init_socket());
+    assert_eq!(line.plain(&owner)["success"], true);
+    let mut refused = Line::connect(&ground.init_socket());
+    assert_eq!(refused.plain(&"0".repeat(64))["success"], false);
+    let (reader, verifier) = minted();
+    let wish = json!({ "name": "reader", "binding": "uid", "verifier": verifier, "scopes": ["metrics"] });
+    assert!(line.call("session.create", &wish)["result"].is_object());
+    let (_, verifier) = minted();
+    let secret_name = "a-name-that-nobody-shall-read";
+    let made =
+        line.call("session.create", &json!({ "name": secret_name, "binding": "uid", "verifier": verifier }));
+    let id = made["result"]["session"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(line.call("session.revoke", &json!({ "id": id }))["result"]["ended"], 1);
+    assert_eq!(line.call("no.such.method", &json!({}))["error"]["code"], -32601);
+    line.call("events.subscribe", &json!({ "subjects": ["n"] }));
+    // Two in one turn, of which one fits.
+    let publish =
+        json!({ "jsonrpc": "2.0", "id": 1, "method": "events.publish", "params": { "subject": "n" } });
+    line.send(&format!("{publish}\n{publish}\n"));
+    let lines: Vec<_> = (0..4).map(|_| line.receive().unwrap()).collect();
+    assert_eq!(lines.iter().filter(|line| line["method"] == "event").count(), 1, "{lines:?}");
+    let first = metrics(&ground, &reader.reveal());
+    let text = metrics(&ground, &reader.reveal());
+    assert!(text.ends_with("# EOF\n"));
+    let samples = samples(&text);
+    for (name, least) in [
+        ("authsock_connections_accepted_total", 5.0),
+        ("authsock_handshakes_total{result=\"ok\"}", 3.0),
+        ("authsock_handshakes_total{result=\"denied\"}", 1.0),
+        ("authsock_proofs_total{way=\"plain\"}", 1.0),
+        ("authsock_proofs_total{way=\"proof\"}", 1.0),
+        ("authsock_proofs_total{way=\"http\"}", 2.0),
+        ("authsock_connections", 2.0),
+        ("authsock_handshake_duration_seconds_count", 2.0),
+        ("authsock_sessions_started_total", 1.0),
+        ("authsock_sessions_ended_total{reason=\"revoked\"}", 1.0),
+        ("authsock_requests_total{method=\"session.create\",result=\"ok\"}", 1.0),
+        ("authsock_requests_total{method=\"-\",result=\"method_not_found\"}", 1.0),
+        ("authsock_request_duration_seconds_count", 5.0),
+        ("authsock_http_requests_total{route=\"/metrics\",status=\"200\"}", 1.0),
+        ("authsock_events_published_total", 4.0),
+        ("authsock_events_delivered_total", 1.0),
+        ("authsock_events_dropped_total", 1.0),
+        ("authsock_event_subscribers", 1.0),
+        ("authsock_sessions", 1.0),
+    ] {
+        let value = samples.get(name).unwrap_or_else(|| panic!("{name} is missing in {text}"));
+        assert!(*value >= least, "{name} is {value}");
+    }
+    assert_eq!(samples["authsock_events_dropped_total"], 1.0);
+    assert_eq!(samples["authsock_sessions"], 1.0);
+    for secret in [secret_name, &id, &owner] {
+        assert!(!text.contains(secret) && !first.contains(secret));
+    }
+    // The table of the manual, and what there is.
+    let manual = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    let row = |line: &str| -> Option<(String, String)> {
+        let mut cells = line.strip_prefix("| `")?.split(" | ");
+        Some((cells.next()?.trim_end_matches('`').to_owned(), cells.next()?.to_owned()))
+    };
+    let told: BTreeSet<(String, String)> = manual.lines().filter_map(row).collect();
+    let kind = |line: &str| -> Option<(String, String)> {
+        let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+        Some((name.to_owned(), kind.to_owned()))
+    };
+    let real: BTreeSet<(String, String)> = text.lines().filter_map(kind).collect();
+    assert_eq!(told, real);
+}
+
+#[test]
+fn the_numbers_need_their_scope() {
+    let ground = Ground::new();
+    let _daemon = ground.serve();
+    let owner = ground.token_after_first_contact();
+    let mut line = Line::connect(&ground.init_socket());
+    line.plain(&owner);
+    for (scopes, status) in [(json!(["metrics"]), "200"), (json!(["session:create"]), "403")] {
+        let (token, verifier) = minted();
+        let wish = json!({ "name": "n", "binding": "uid", "verifier": verifier, "scopes": scopes });
+        assert!(line.call("session.create", &wish)["result"].is_object());
+        let mut stream = UnixStream::connect(ground.init_socket()).unwrap();
+        let request = format!(
+            "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n",
+            *token.reveal()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(
+            status == "200" || answer.contains("error=\"insufficient_scope\", scope=\"metrics\""),
+            "{answer}"
+        );
+    }
+}
