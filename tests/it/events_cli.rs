@@ -43,14 +43,15 @@ impl Subscriber {
         next
     }
 
-    /// Waits for its end; what it printed until then.
-    fn end(mut self) -> (i32, String, Value) {
+    /// Waits for its end, before which it has nothing more to print; its exit code, and the error that it tells.
+    fn end(mut self) -> (i32, Value) {
         let (mut out, mut error) = (String::new(), String::new());
-        self.lines.read_to_string(&mut out).unwrap();
+        self.lines.read_line(&mut out).unwrap();
+        assert_eq!(out, "");
         self.child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
         let code = self.child.wait().unwrap().code().unwrap();
-        let error = serde_json::from_str(&error).unwrap_or_else(|_| panic!("{error:?}"));
-        (code, out, error)
+        let error: Value = serde_json::from_str(&error).unwrap_or_else(|_| panic!("{error:?}"));
+        (code, error["error"].clone())
     }
 }
 
@@ -292,9 +293,9 @@ fn a_session_that_ends_ends_its_subscriber() {
     join(&mut command);
     let (told, _) = Subscriber::begin_with(&mut command);
     owner.call("session.revoke", &json!({ "id": id }));
-    let (code, out, error) = told.end();
-    assert_eq!((code, out.as_str(), &error["error"]["code"]), (4, "", &json!("revoked")), "{error}");
-    assert!(error["error"]["message"].as_str().unwrap().starts_with("this session has ended"), "{error}");
+    let (code, error) = told.end();
+    assert_eq!((code, &error["code"]), (4, &json!("revoked")), "{error}");
+    assert!(error["message"].as_str().unwrap().starts_with("this session has ended"), "{error}");
 }
 
 #[test]
@@ -316,8 +317,8 @@ fn a_session_that_ended_while_no_daemon_ran_ends_its_subscriber_and_the_owner_s_
     leader.kill().unwrap();
     leader.wait().unwrap();
     let _daemon = Daemon::start(&ground, listener, |_| {});
-    let (code, out, error) = untold.end();
-    assert_eq!((code, out.as_str(), &error["error"]["code"]), (4, "", &json!("revoked")), "{error}");
+    let (code, error) = untold.end();
+    assert_eq!((code, &error["code"]), (4, &json!("revoked")), "{error}");
 }
 
 #[test]
@@ -337,9 +338,9 @@ fn a_token_that_stands_for_another_session_now_is_not_followed() {
     let file = |id: &str| ground.root().join(format!("token-{id}"));
     std::fs::rename(file(&other), file(&id)).unwrap();
     let _daemon = Daemon::start(&ground, listener, |_| {});
-    let (code, out, error) = subscriber.end();
-    assert_eq!((code, out.as_str()), (4, ""), "{error}");
-    let words = error["error"]["message"].as_str().unwrap();
+    let (code, error) = subscriber.end();
+    assert_eq!(code, 4, "{error}");
+    let words = error["message"].as_str().unwrap();
     assert!(words.contains(&id) && words.contains(&other), "{words}");
 }
 
@@ -370,9 +371,9 @@ fn a_session_hears_and_says_what_its_scopes_permit_and_is_told_when_they_are_nar
     assert_eq!(subscriber.next_of("event")["data"], "still");
     owner.call("session.update", &json!({ "id": id, "scopes": [] }));
     assert_eq!(subscriber.next_of("unsubscribed")["subjects"], json!(["b"]));
-    let (code, out, error) = subscriber.end();
-    assert_eq!((code, out.as_str()), (4, ""), "{error}");
-    assert!(error["error"]["message"].as_str().unwrap().contains("scopes were narrowed"), "{error}");
+    let (code, error) = subscriber.end();
+    assert_eq!(code, 4, "{error}");
+    assert!(error["message"].as_str().unwrap().contains("scopes were narrowed"), "{error}");
 }
 
 #[test]
