@@ -10,26 +10,20 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::control::{self, Caller, Hub};
+use super::control::{Caller, Hub};
 use super::events::subscriber::{Listening, Progress};
+use super::requests::{Requests, Then};
 use super::sessions::{Lifeline, Standing};
 use crate::gate::connection::Parts;
 use crate::gate::{Authenticated, linger, lock, now, write};
+use crate::kernel::fds::is_hung_up;
 use crate::kernel::peer;
 use crate::session::Millis;
 use crate::session::registry::Admitted;
-use crate::wire::auth;
-use crate::wire::json_rpc::{ErrorCode, Request, RpcError, SESSION_ENDED, write_answer, write_notification};
-use crate::wire::line::Lines;
+use crate::wire::json_rpc::{SESSION_ENDED, write_notification};
 
 /// Most bytes read at once.
 const CHUNK: usize = 64 * 1024;
-/// Bytes of answers that are collected before they are written; short requests may have long ones.
-const ANSWERS: usize = 64 * 1024;
-/// Requests that are carried out before others have their turn.
-const TURN: usize = 32;
-/// How long requests are carried out before others have their turn.
-const TURN_TIME: Duration = Duration::from_millis(5);
 /// How long a client may go on sending that was told that its connection closes.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Most chunks that are taken at the end: as much as a socket holds (net.core.wmem_max).
@@ -51,8 +45,7 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
     let mut lifeline = hub.sessions.lifeline(&admitted.session.id);
     let mut policy = hub.policy.subscribe();
     let limit = lock(&hub.config).request_line;
-    let mut lines = Lines::with(limit, early);
-    let mut asked = false;
+    let mut requests = Requests::of_lines(limit, early);
     let mut last_look = false;
     let ears = OnceLock::<Listening>::new();
     while let Some(Standing { session, until }) = hub.sessions.standing(&admitted) {
@@ -71,9 +64,17 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             is_rotated,
             ears: Some(&ears),
         };
-        let then = take_requests(&mut lines, &caller, &mut out, &mut asked);
+        let then = requests.take(&caller, &mut out);
         // Whoever hears what was published in this turn gets all of it at once.
         hub.events.flush();
+        if requests.is_unheard {
+            out.clear();
+            if then == Then::Break || (then == Then::Read && !take_waiting(&stream, &mut requests)) {
+                return;
+            }
+            tokio::task::yield_now().await;
+            continue;
+        }
         if !out.is_empty() {
             let patience = lock(&hub.config).write_timeout;
             let written = tokio::select! {
@@ -83,15 +84,20 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
                 () = ended(&mut lifeline, &hub, &admitted) => Err(io::ErrorKind::TimedOut.into()),
                 () = stopped_for(&mut stopping, lock(&hub.config).drain) => Err(io::ErrorKind::TimedOut.into()),
             };
-            if written.is_err() {
-                return;
-            }
             out = Vec::new();
+            match written {
+                Ok(()) => {}
+                // Nobody is there to hear more; what asks for no answer was meant to be done.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => requests.is_unheard = true,
+                Err(_) => return,
+            }
         }
         match then {
             Then::Read => {}
             Then::Again => {
                 tokio::task::yield_now().await;
+                // Not asked of those whose requests have one turn: writing to them tells.
+                requests.is_unheard = is_hung_up(&stream);
                 continue;
             }
             Then::Break => {
@@ -102,24 +108,24 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
         // What was asked may have been one's own end, or the end came while answers were written.
         let Some(Standing { session, .. }) = hub.sessions.standing(&admitted) else { break };
         let mut progress = Progress::Done;
-        if let Some(listening) = ears.get() {
+        if let Some(listening) = ears.get().filter(|_| !requests.is_amid()) {
             listening.subscriber().look_again(&session);
             match listening.subscriber().write_to(&stream) {
                 Ok(done) => progress = done,
                 Err(_) => return,
             }
         }
-        lines.release();
-        if *stopping.borrow_and_update() && asked {
+        requests.release();
+        if *stopping.borrow_and_update() && requests.has_asked {
             // What was sent before the daemon was asked to stop is answered; what is sent later is not.
-            if last_look || !take_waiting(&stream, &mut lines) {
+            if last_look || !take_waiting(&stream, &mut requests) {
                 break;
             }
             last_look = true;
             continue;
         }
         tokio::select! {
-            read = read(&stream, &mut lines) => if !matches!(read, Ok(1..)) { return },
+            read = read(&stream, &mut requests) => if !matches!(read, Ok(1..)) { return },
             // Ended, or rotated: the next turn looks.
             _ = lifeline.changed() => {}
             _ = stopping.changed() => {}
@@ -141,11 +147,12 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
         // Nothing more of an event comes after the end, and nothing else can be told in the middle of one.
         return;
     }
+    requests.end_batch(&mut out);
     if let Some(reason) = hub.sessions.reason(&lifeline, &admitted.session.id) {
         let params = json!({ "id": admitted.session.id.as_str(), "reason": reason.as_str() });
         write_notification(&mut out, SESSION_ENDED, &params);
-        let _ = timeout(FAREWELL, write(&stream, &out)).await;
     }
+    let _ = timeout(FAREWELL, write(&stream, &out)).await;
     // What the client sent meanwhile must not reset the connection under the last answer; whoever
     // never stops sending has no answer to lose.
     SCRATCH.with_borrow_mut(|scratch| {
@@ -153,82 +160,20 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
     });
 }
 
-/// What a connection goes on with when the requests that are there have been taken.
-#[derive(Debug, PartialEq, Eq)]
-enum Then {
-    /// It waits for more, or has ended with its session.
-    Read,
-    /// More requests are there; their answers come after the ones that are.
-    Again,
-    /// It ends: what came cannot be followed.
-    Break,
-}
-
-/// Carries out the requests that are there whole. Notes in `asked` that there was any.
-fn take_requests(lines: &mut Lines, caller: &Caller<'_>, out: &mut Vec<u8>, asked: &mut bool) -> Then {
-    let began = std::time::Instant::now();
-    for _ in 0..TURN {
-        if out.len() >= ANSWERS {
-            return Then::Again;
-        }
-        let line = match lines.next_line() {
-            Ok(Some(line)) => line,
-            Ok(None) => return Then::Read,
-            Err(too_long) => {
-                let words = format!("{too_long} (limits.request_line_bytes); the connection is closed");
-                write_answer(out, None, &Err(RpcError::new(ErrorCode::TooLarge, words)));
-                return Then::Break;
-            }
-        };
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        *asked = true;
-        match Request::read(line) {
-            Ok(request) => {
-                let result = control::answer(caller, &request);
-                if let Some(id) = request.id {
-                    write_answer(out, Some(id), &result);
-                }
-            }
-            // Whoever proves itself again has lost its place; the line may hold a token.
-            Err(_) if auth::is_auth(line) => {
-                let words = "the handshake is over; the connection is closed";
-                write_answer(out, None, &Err(RpcError::new(ErrorCode::InvalidRequest, words)));
-                return Then::Break;
-            }
-            Err(error) => write_answer(out, None, &Err(error)),
-        }
-        // A session that just ended itself, or rotated its token, is looked at anew.
-        match caller.hub.sessions.standing(caller.admitted) {
-            None => return Then::Read,
-            Some(standing)
-                if standing.until.is_some() != caller.is_rotated
-                    || !Arc::ptr_eq(&standing.session, caller.session) =>
-            {
-                return Then::Again;
-            }
-            Some(_) if began.elapsed() >= TURN_TIME => return Then::Again,
-            Some(_) => {}
-        }
-    }
-    Then::Again
-}
-
-async fn read(stream: &UnixStream, lines: &mut Lines) -> io::Result<usize> {
+async fn read(stream: &UnixStream, requests: &mut Requests) -> io::Result<usize> {
     loop {
         stream.readable().await?;
-        match try_read(stream, lines) {
+        match try_read(stream, requests) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return done,
         }
     }
 }
 
-fn try_read(stream: &UnixStream, lines: &mut Lines) -> io::Result<usize> {
+fn try_read(stream: &UnixStream, requests: &mut Requests) -> io::Result<usize> {
     SCRATCH.with_borrow_mut(|scratch| {
         let read = stream.try_read(scratch)?;
-        lines.push(&scratch[..read]);
+        requests.push(&scratch[..read]);
         // Requests may carry what verifies a token.
         scratch[..read].fill(0);
         Ok(read)
@@ -237,8 +182,8 @@ fn try_read(stream: &UnixStream, lines: &mut Lines) -> io::Result<usize> {
 
 /// Takes what is there to be read, and says whether it was anything. A client that never stops
 /// sending gets an end all the same.
-fn take_waiting(stream: &UnixStream, lines: &mut Lines) -> bool {
-    (0..WAITING_CHUNKS).take_while(|_| matches!(try_read(stream, lines), Ok(1..))).count() > 0
+fn take_waiting(stream: &UnixStream, requests: &mut Requests) -> bool {
+    (0..WAITING_CHUNKS).take_while(|_| matches!(try_read(stream, requests), Ok(1..))).count() > 0
 }
 
 /// Writes everything to a client that reads; one that takes nothing for so long is given up.

@@ -34,7 +34,7 @@ use crate::session::scope::{self, Scope, Scopes, Verb};
 use crate::session::wish::{Change, Maker, NewSession, NotMade};
 use crate::session::{Binding, EndReason, Millis, Name, OWNER, Realm, Session, SessionId, USER};
 use crate::wire::auth::Hex32;
-use crate::wire::json_rpc::{ErrorCode, Request, RpcError, write_answer};
+use crate::wire::json_rpc::{ErrorCode, Request, RpcError};
 
 /// Longest grace of a rotated token that may be asked for, in seconds: a day.
 const GRACE_MAX: u64 = 86_400;
@@ -199,20 +199,6 @@ pub(super) fn answer(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value
         caller.session.name.in_brackets()
     );
     result
-}
-
-/// Answers a text that is one request; none, if it is a notification.
-pub(super) fn whole(caller: &Caller<'_>, text: &[u8]) -> Option<Vec<u8>> {
-    let mut out = Vec::new();
-    match Request::read(text) {
-        Ok(request) => {
-            let result = answer(caller, &request);
-            caller.hub.events.flush();
-            write_answer(&mut out, Some(request.id?), &result);
-        }
-        Err(error) => write_answer(&mut out, None, &Err(error)),
-    }
-    Some(out)
 }
 
 fn carry_out(caller: &Caller<'_>, request: &Request<'_>) -> Result<Value, RpcError> {

@@ -10,6 +10,7 @@ mod http;
 mod journal;
 mod lifecycle;
 mod metrics;
+mod requests;
 mod serve;
 mod sessions;
 mod settings;

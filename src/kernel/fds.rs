@@ -1,7 +1,7 @@
 //! Descriptors: close-on-exec, what kind one is, and reading one that another process passed down.
 
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -204,6 +204,15 @@ pub fn stderr_is_journal(env: crate::place::Env<'_>) -> bool {
         .is_ok_and(|stat| device == stat.st_dev.to_string() && inode == stat.st_ino.to_string())
 }
 
+/// Whether the other end of a connection is closed for both ways (poll(2), POLLHUP): nobody is there to read an answer.
+/// One that only sends no more still reads.
+pub fn is_hung_up(connection: &impl AsFd) -> bool {
+    let mut asked = [PollFd::new(connection.as_fd(), PollFlags::empty())];
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    poll(&mut asked, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+        && asked[0].revents().is_some_and(|events| events.intersects(gone))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,5 +277,15 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 64]).unwrap();
         assert_eq!(read_inherited(file.as_raw_fd(), 10, 0).unwrap().len(), 10);
+    }
+
+    #[test]
+    fn who_only_sends_no_more_is_still_there_and_who_closed_is_not() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(!is_hung_up(&ours));
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!is_hung_up(&ours));
+        drop(theirs);
+        assert!(is_hung_up(&ours));
     }
 }

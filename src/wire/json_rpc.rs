@@ -1,6 +1,7 @@
 //! JSON-RPC 2.0 (jsonrpc.org/specification): requests, answers and their error codes, one JSON value a line.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -122,6 +123,101 @@ pub struct Request<'a> {
     pub params: Option<&'a RawValue>,
 }
 
+/// What a client sends at once: a request, or several (section 6 of the specification).
+#[derive(Debug)]
+pub enum Incoming<'a> {
+    /// One request.
+    One(Request<'a>),
+    /// Several, each of which may be none.
+    Batch {
+        /// All of it.
+        text: &'a str,
+        /// Where each of them is in it.
+        items: Vec<Range<usize>>,
+    },
+}
+
+impl<'a> Incoming<'a> {
+    /// Reads what came, with at most so many requests at once.
+    ///
+    /// # Errors
+    /// The one error to answer with id null.
+    pub fn read(bytes: &'a [u8], most: usize) -> Result<Incoming<'a>, RpcError> {
+        let text = utf8(bytes)?;
+        if !text.trim_ascii_start().starts_with('[') {
+            return Request::read(bytes).map(Incoming::One);
+        }
+        let mut items = Items { text, most, ranges: Vec::new(), is_too_many: false };
+        let mut reader = serde_json::Deserializer::from_str(text);
+        let read =
+            serde::de::DeserializeSeed::deserialize(&mut items, &mut reader).and_then(|()| reader.end());
+        if items.is_too_many {
+            let words = format!(
+                "a batch has at most {most} requests (limits.requests_in_flight); none of these was carried out"
+            );
+            return Err(RpcError::new(ErrorCode::LimitReached, words));
+        }
+        read.map_err(|error| not_json(&error))?;
+        if items.ranges.is_empty() {
+            return Err(RpcError::new(ErrorCode::InvalidRequest, "not a request: the batch is empty"));
+        }
+        Ok(Incoming::Batch { text, items: items.ranges })
+    }
+}
+
+/// Collects where the items of a list are, and nothing else.
+struct Items<'a> {
+    text: &'a str,
+    most: usize,
+    ranges: Vec<Range<usize>>,
+    is_too_many: bool,
+}
+
+impl<'de> serde::de::DeserializeSeed<'de> for &mut Items<'de> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for &mut Items<'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(item) = list.next_element::<&'de RawValue>()? {
+            if self.ranges.len() == self.most {
+                self.is_too_many = true;
+                return Err(serde::de::Error::custom("too many"));
+            }
+            // Borrowed from the text, so that the difference is its place in it.
+            let begin = item.get().as_ptr().addr() - self.text.as_ptr().addr();
+            self.ranges.push(begin..begin + item.get().len());
+        }
+        Ok(())
+    }
+}
+
+/// JSON is UTF-8 (RFC 8259, section 8.1), also in fields that are not looked at.
+fn utf8(bytes: &[u8]) -> Result<&str, RpcError> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let words = format!("not UTF-8, at byte {}", error.valid_up_to() + 1);
+        RpcError::new(ErrorCode::ParseError, words)
+    })
+}
+
+fn not_json(error: &serde_json::Error) -> RpcError {
+    let place = match error.line() {
+        0 | 1 => format!("at byte {}", error.column()),
+        line => format!("in line {line}, at byte {}", error.column()),
+    };
+    RpcError::new(ErrorCode::ParseError, format!("not JSON, {place}"))
+}
+
 #[derive(Deserialize)]
 struct RequestLine<'a> {
     jsonrpc: &'a str,
@@ -147,18 +243,14 @@ impl<'a> Request<'a> {
     /// The error to answer with id null (section 5 of the specification).
     pub fn read(line: &'a [u8]) -> Result<Request<'a>, RpcError> {
         let invalid = |what: &str| RpcError::new(ErrorCode::InvalidRequest, format!("not a request: {what}"));
-        // JSON is UTF-8 (RFC 8259, section 8.1), also in fields that are not looked at.
-        let line = std::str::from_utf8(line).map_err(|error| {
-            let words = format!("not UTF-8, at byte {}", error.valid_up_to() + 1);
-            RpcError::new(ErrorCode::ParseError, words)
-        })?;
+        let line = utf8(line)?;
         let request: RequestLine<'_> =
             serde_json::from_str(line).map_err(|error| {
                 match serde_json::from_str::<serde::de::IgnoredAny>(line) {
-                    Err(_) => {
-                        RpcError::new(ErrorCode::ParseError, format!("not JSON, at byte {}", error.column()))
+                    Err(_) => not_json(&error),
+                    Ok(_) if line.trim_ascii_start().starts_with('[') => {
+                        invalid("a batch is not within another one")
                     }
-                    Ok(_) if line.trim_ascii_start().starts_with('[') => invalid("batches are not taken"),
                     Ok(_) => invalid("expected jsonrpc, method, and perhaps id and params"),
                 }
             })?;

@@ -26,6 +26,7 @@ mod faults;
 mod gate;
 mod gate_library;
 mod house;
+mod http;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl
 mod impostor;
 #[cfg(target_os = "linux")] // systemctl
@@ -38,10 +39,12 @@ mod ondemand;
 mod packaging;
 #[cfg(target_os = "linux")]
 mod restart;
+mod rpc;
 mod run;
 #[cfg(target_os = "linux")] // trees
 mod sessions;
 mod shells;
+mod smuggling;
 mod terminal;
 mod tokens;
 #[cfg(target_os = "linux")] // pidfds, namespaces, prctl

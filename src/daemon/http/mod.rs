@@ -13,9 +13,12 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
+use tokio::task::yield_now;
 
 use super::control::{self, Caller, Hub};
 use super::metrics;
+use super::requests::{Requests, Then};
+use super::sessions::Standing;
 use crate::config::Scheme;
 use crate::gate::http::{Bearer, Body, Door, HttpConnection, Service, problem, whole};
 use crate::gate::lock;
@@ -214,10 +217,24 @@ impl Asked<'_> {
             Ok(body) => body,
             Err(answer) => return answer,
         };
-        match control::whole(&self.caller(), &body) {
-            Some(answer) => whole(StatusCode::OK, JSON, answer),
-            None => whole(StatusCode::NO_CONTENT, "", Bytes::new()),
+        let mut requests = Requests::of_body(body);
+        let mut out = Vec::new();
+        while let Some(Standing { session, until }) = self.pages.hub.sessions.standing(self.bearer.admitted())
+        {
+            let caller = Caller { session: &session, is_rotated: until.is_some(), ..self.caller() };
+            let then = requests.take(&caller, &mut out);
+            self.pages.hub.events.flush();
+            if then != Then::Again {
+                break;
+            }
+            yield_now().await;
         }
+        if out.is_empty() {
+            return whole(StatusCode::NO_CONTENT, "", Bytes::new());
+        }
+        // A body has no need of the end of a line.
+        out.pop();
+        whole(StatusCode::OK, JSON, out)
     }
 }
 

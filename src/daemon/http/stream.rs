@@ -71,6 +71,7 @@ pub(super) fn events(asked: &Asked<'_>) -> Response<Body> {
         admitted: admitted.clone(),
         listening,
         heartbeat: config(hub).events.heartbeat,
+        follows: wish.follows,
         first: Some(first_frame(&subscribed)),
         is_over: false,
     };
@@ -105,12 +106,14 @@ struct Wish {
     patterns: Vec<Pattern>,
     from: From,
     realm: Option<String>,
+    /// Whether what comes later is to come, too.
+    follows: bool,
 }
 
 impl Wish {
     fn of(asked: &Asked<'_>) -> Result<Wish, RpcError> {
         let invalid = |words: String| RpcError::new(ErrorCode::InvalidParams, words);
-        let (mut subjects, mut since, mut last, mut realm) = (Vec::new(), None, None, None);
+        let (mut subjects, mut since, mut last, mut realm, mut follow) = (Vec::new(), None, None, None, None);
         let query = asked.request.uri().query().unwrap_or_default();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             let once =
@@ -131,10 +134,18 @@ impl Wish {
                     once(realm.is_some())?;
                     realm = Some(value.into_owned());
                 }
+                "follow" => {
+                    once(follow.is_some())?;
+                    let told =
+                        [("true", true), ("false", false)].into_iter().find(|(word, _)| *word == value);
+                    let (_, told) =
+                        told.ok_or_else(|| invalid("follow: true or false is expected".to_owned()))?;
+                    follow = Some(told);
+                }
                 _ => {
                     let name: String = name.chars().take(32).collect();
                     return Err(invalid(format!(
-                        "{name:?} is not known; known are subject, since, last and realm"
+                        "{name:?} is not known; known are subject, since, last, follow and realm"
                     )));
                 }
             }
@@ -167,7 +178,7 @@ impl Wish {
         } else {
             patterns(&subjects)?
         };
-        Ok(Wish { patterns, from, realm })
+        Ok(Wish { patterns, from, realm, follows: follow.unwrap_or(true) })
     }
 }
 
@@ -199,6 +210,7 @@ struct Stream {
     policy: watch::Receiver<Policy>,
     stopping: watch::Receiver<bool>,
     heartbeat: Duration,
+    follows: bool,
     first: Option<Bytes>,
     is_over: bool,
 }
@@ -230,7 +242,7 @@ impl Stream {
             if !frames.is_empty() {
                 return (self, Some(frames.into()));
             }
-            if *self.stopping.borrow() {
+            if *self.stopping.borrow() || !self.follows {
                 return (self, None);
             }
             tokio::select! {
