@@ -230,6 +230,8 @@ pub struct Config {
     /// `client.confined_runtime_bytes`, 65536 to 1073741824: what a program that runs confined may put into its
     /// private runtime directory. Default 16777216.
     pub confined_runtime: u64,
+    /// `client.queued_bytes`, 4096 to 1073741824: events that come while a client waits for an answer. Default 1048576.
+    pub client_queued: usize,
     /// `client.timeout_seconds`, 1 to 3600: for a whole exchange. Default 30.
     pub client_timeout: Duration,
 }
@@ -264,6 +266,7 @@ impl Default for Config {
             allow_unbound: false,
             system: false,
             confined_runtime: 16 << 20,
+            client_queued: 1 << 20,
             client_timeout: Duration::from_secs(30),
         }
     }
@@ -394,6 +397,7 @@ struct ClientTable {
     allow_unbound: Option<bool>,
     system: Option<bool>,
     confined_runtime_bytes: Option<Bounded<65_536, 1_073_741_824>>,
+    queued_bytes: Option<Bounded<4096, 1_073_741_824>>,
     timeout_seconds: Option<Bounded<1, 3600>>,
 }
 
@@ -490,6 +494,7 @@ impl Config {
         set(&mut self.allow_unbound, client.allow_unbound);
         set(&mut self.system, client.system);
         set(&mut self.confined_runtime, client.confined_runtime_bytes.map(|bytes| bytes.0));
+        set(&mut self.client_queued, client.queued_bytes.map(Bounded::count));
         set(&mut self.client_timeout, client.timeout_seconds.map(Bounded::seconds));
         Ok(())
     }
@@ -551,6 +556,7 @@ mod tests {
             ("lifecycle", "idle_exit_seconds", 0, 31_536_000),
             ("lifecycle", "drain_seconds", 0, 600),
             ("client", "confined_runtime_bytes", 65_536, 1_073_741_824),
+            ("client", "queued_bytes", 4096, 1_073_741_824),
             ("client", "timeout_seconds", 1, 3600),
         ] {
             let parse = |value: i64| parse(&format!("[{table}]\n{key} = {value}\n"));

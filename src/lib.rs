@@ -58,6 +58,25 @@
 //! # }
 //! ```
 //!
+//! Events come from the other sessions of the realm. A [`client::Follower`] comes back when the daemon does, and tells of
+//! whatever is missing then; a [`client::Client`] has the same for one connection:
+//!
+//! ```no_run
+//! # async fn listen() -> Result<(), Box<dyn std::error::Error>> {
+//! use authsock::client::{Follower, Options, Subscription, Told, follow::Heard};
+//!
+//! let wanted = Subscription { subjects: vec!["build.>".into()], ..Subscription::default() };
+//! let (mut follower, _) = Follower::begin(Options::default(), wanted).await?;
+//! loop {
+//!     match follower.next().await? {
+//!         Heard::Told(Told::Event(event)) => println!("{} {}", event.subject, event.data),
+//!         Heard::Told(Told::Gap(gap)) => println!("events are missing: {gap:?}"),
+//!         Heard::Told(Told::Unsubscribed(_)) | Heard::Subscribed(_) | Heard::Away { .. } => {}
+//!     }
+//! }
+//! # }
+//! ```
+//!
 //! The rooms of the crate, and what each may use, are in ARCHITECTURE.md; the protocol is in
 //! docs/protocol.md; what is defended against whom is in docs/security.md.
 

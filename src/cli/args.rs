@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::client::Start;
 use crate::session::Binding;
 use crate::session::limits::TTL_MAX;
+use crate::wire::event::NotAPlace;
+use crate::wire::subject::{Pattern, Subject};
 
 pub(super) const AFTER_HELP: &str = "\
 Exit codes:
@@ -34,6 +37,15 @@ Exit codes:
   1  there is at least one problem
 
 docs/doctor.md explains each finding by its id.";
+
+const PUBLISH_HELP: &str = "\
+Arguments can be seen by other programs of this machine: what they must not know comes from standard input (-).";
+
+const SUBSCRIBE_HELP: &str = "\
+* stands for one word of a subject and > for all that follow: put both in quotes, or the shell takes them for its own.
+
+With --json each line is an object whose type is subscribed, event, gap, unsubscribed or away. A gap says which events \
+do not come. docs/events.md has the rest.";
 
 /// Authenticated local sockets: every connection has a proven peer, and every request belongs to a
 /// session.
@@ -87,6 +99,12 @@ pub(super) enum Verb {
     /// List, show, rename or end sessions, or give one a new token
     #[command(subcommand)]
     Session(Session),
+    /// Tell the other sessions of this realm something: publish an event
+    #[command(after_help = PUBLISH_HELP)]
+    Publish(Publish),
+    /// Hear what the other sessions of this realm publish, or what they did: a line for each event
+    #[command(after_help = SUBSCRIBE_HELP)]
+    Subscribe(Subscribe),
     /// Set authsock up with the init system (systemd, launchd): it owns the socket from then on
     Install(Install),
     /// Take away everything that `install` set up, and what the daemon left
@@ -224,6 +242,40 @@ pub(super) struct Call {
     pub(super) params: Option<String>,
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct Publish {
+    /// What it is about: words between dots, as in build.linux.done
+    pub(super) subject: Subject,
+    /// What to say, a text; - reads it from standard input, without the last newline [default: nothing]
+    #[arg(allow_negative_numbers = true)]
+    pub(super) data: Option<String>,
+    /// DATA is JSON and no text
+    #[arg(long)]
+    pub(super) json_data: bool,
+    /// Another realm (owner only)
+    #[arg(long)]
+    pub(super) realm: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Subscribe {
+    /// What to hear: subjects, perhaps with wildcards
+    #[arg(required = true, value_name = "SUBJECT")]
+    pub(super) subjects: Vec<Pattern>,
+    /// What came after this event and is kept, by its number or its EPOCH:NUMBER; then it ends
+    #[arg(long, value_name = "NUMBER", value_parser = since, conflicts_with = "lines")]
+    pub(super) since: Option<Start>,
+    /// The newest N that are kept, or all; then it ends
+    #[arg(long, short = 'n', value_name = "N", value_parser = lines)]
+    pub(super) lines: Option<Start>,
+    /// Go on showing what comes, also after a restart of the daemon; the default without --since and --lines
+    #[arg(long, short)]
+    pub(super) follow: bool,
+    /// Another realm (owner only)
+    #[arg(long)]
+    pub(super) realm: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Session {
     /// List the living sessions of this realm
@@ -307,6 +359,26 @@ pub(super) struct Uninstall {
     pub(super) purge: bool,
 }
 
+/// An event by its number alone, or by its place.
+fn since(text: &str) -> Result<Start, String> {
+    if text.contains(':') {
+        return text.parse().map(Start::After).map_err(|error: NotAPlace| error.to_string());
+    }
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse().ok().filter(|_| is_number);
+    number
+        .map(Start::AfterNumber)
+        .ok_or_else(|| "expected a number, or EPOCH:NUMBER, as an event tells both".into())
+}
+
+/// How many events.
+fn lines(text: &str) -> Result<Start, String> {
+    match text {
+        "all" => Ok(Start::Kept),
+        number => number.parse().map(Start::Last).map_err(|_| "expected a number, or all".to_owned()),
+    }
+}
+
 /// Seconds, or numbers with units, as in 1h30m.
 fn duration(text: &str) -> Result<u64, String> {
     let form = || "expected a number of seconds, or numbers with s, m, h or d, as in 1h30m".to_owned();
@@ -365,6 +437,29 @@ mod tests {
             ["", "m", "0", "0s", "1w", "-1", "1.5h", "1h30", "367d", "366d1s", "99999999999999999999d", "ü"]
         {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn where_a_subscriber_begins_is_a_number_a_place_or_a_count() {
+        assert_eq!(since("0"), Ok(Start::AfterNumber(0)));
+        let place = "00000000000000ab:7".parse().unwrap();
+        assert_eq!(since("00000000000000ab:7"), Ok(Start::After(place)));
+        for bad in ["", "-1", "+1", "x", ":", "ab:7", "99999999999999999999", "1 "] {
+            assert!(since(bad).is_err(), "{bad}");
+        }
+        assert_eq!((lines("all"), lines("3")), (Ok(Start::Kept), Ok(Start::Last(3))));
+        for bad in ["", "-1", "ALL", "1.5", "99999999999999999999"] {
+            assert!(lines(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn data_may_begin_as_a_negative_number_or_stand_for_standard_input() {
+        for data in ["-5", "-"] {
+            let args = Args::try_parse_from(["authsock", "publish", "a", data]).unwrap();
+            let Verb::Publish(publish) = args.verb else { panic!() };
+            assert_eq!(publish.data.as_deref(), Some(data));
         }
     }
 

@@ -11,10 +11,12 @@ mod install;
 mod logging;
 mod logs;
 mod output;
+mod publish;
 mod run;
 mod serve;
 mod session;
 mod status;
+mod subscribe;
 mod token;
 mod whoami;
 
@@ -137,6 +139,10 @@ pub fn main() -> ExitCode {
         Verb::Token(verb) => {
             with_client(&common, async |client| token::token(client, &common, &verb, &output).await)
         }
+        Verb::Publish(args) => publish::data(&args).and_then(|data| {
+            with_client(&common, async |client| publish::publish(client, &args, &data, &output).await)
+        }),
+        Verb::Subscribe(args) => subscribe::subscribe(&common, &args, &output),
         Verb::Env(args) => env::env(&common, &args, &output),
         Verb::Logs(args) => refuse_set_id("logs").and_then(|()| logs::logs(&common, &args, &output)),
         Verb::Generate(verb) => generate::generate(&verb, &output),

@@ -1,7 +1,9 @@
 //! How results and errors are printed: aligned for people, JSON for programs, colours on a terminal only.
 
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr;
 
@@ -27,25 +29,24 @@ impl Output {
     }
 
     /// A value, for programs: one line.
-    pub(super) fn value(&self, value: &Value) -> io::Result<()> {
+    pub(super) fn value(&self, value: &impl Serialize) -> io::Result<()> {
         let text = if self.json || !io::stdout().is_terminal() {
             serde_json::to_string(value)
         } else {
             serde_json::to_string_pretty(value)
         };
-        // JSON escapes some control characters; the others, and what deceives, are escaped alike.
-        let mut line = String::new();
-        for character in text.map_err(io::Error::other)?.chars() {
-            if character != '\n' && is_deceptive(character) {
-                let mut units = [0; 2];
-                for unit in character.encode_utf16(&mut units) {
-                    line.push_str(&format!("\\u{unit:04x}"));
-                }
-            } else {
-                line.push(character);
-            }
-        }
-        self.print(&format!("{line}\n"))
+        self.print(&format!("{}\n", escaped(&text.map_err(io::Error::other)?)))
+    }
+
+    /// One of many values that come one by one, for programs: one line, at once. Says whether anybody still reads.
+    pub(super) fn json_line(&self, value: &impl Serialize) -> io::Result<ControlFlow<()>> {
+        let text = serde_json::to_string(value).map_err(io::Error::other)?;
+        self.put(&format!("{}\n", escaped(&text)))
+    }
+
+    /// One of many lines that come one by one, at once. Says whether anybody still reads.
+    pub(super) fn line(&self, line: &str) -> io::Result<ControlFlow<()>> {
+        self.put(&format!("{line}\n"))
     }
 
     /// Text that is for another program, as it stands.
@@ -108,16 +109,39 @@ impl Output {
     }
 
     fn print(&self, text: &str) -> io::Result<()> {
+        self.put(text).map(|_| ())
+    }
+
+    fn put(&self, text: &str) -> io::Result<ControlFlow<()>> {
         let mut out = io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             // A reader that has seen enough is no failure.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
             Err(error) => {
                 Err(io::Error::new(error.kind(), format!("cannot write to standard output: {error}")))
             }
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(ControlFlow::Continue(())),
         }
     }
+}
+
+/// JSON escapes some control characters within texts; the others, and what deceives, are escaped alike. Between its parts
+/// JSON that others wrote may have tabs.
+fn escaped(json: &str) -> String {
+    let mut line = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character == '\t' {
+            line.push(' ');
+        } else if character != '\n' && is_deceptive(character) {
+            let mut units = [0; 2];
+            for unit in character.encode_utf16(&mut units) {
+                line.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 /// The lines of a table, columns below each other: a character may take two places on a terminal, or none.
@@ -175,6 +199,14 @@ pub(super) fn span(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_wrote_between_parts_of_json_stays_json() {
+        let line = escaped("{\"a\":\t\"\\t\u{202e}\u{e0041}\"}");
+        assert_eq!(line, "{\"a\": \"\\t\\u202e\\udb40\\udc41\"}");
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["a"], "\t\u{202e}\u{e0041}");
+    }
 
     #[test]
     fn columns_are_below_each_other_whatever_is_in_them() {

@@ -7,7 +7,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout_at};
 use zeroize::Zeroizing;
 
-use super::calls::Client;
+use super::calls::{Client, Limits};
 use crate::config::{BadConfig, Config};
 use crate::credential::discover::{self, Found, NoToken, Source};
 use crate::credential::successor;
@@ -107,6 +107,18 @@ impl ConnectError {
         match self {
             ConnectError::Handshake { failure, .. } => failure.code(),
             _ => None,
+        }
+    }
+
+    /// Whether it may be otherwise in a while without anybody's doing: no daemon is there, or it is busy. Nothing else
+    /// is to be tried again (docs/protocol.md).
+    pub fn may_pass(&self) -> bool {
+        match self {
+            ConnectError::Socket { problem, .. } => {
+                matches!(problem, BadSocket::Missing(_) | BadSocket::Refused(_) | BadSocket::Full(_))
+            }
+            ConnectError::Lost(_) | ConnectError::Timeout(..) => true,
+            _ => self.refusal_code() == Some("busy"),
         }
     }
 
@@ -293,7 +305,7 @@ struct Connector<'a> {
     places: Places,
     relay: RelayPolicy,
     deadline: Instant,
-    timeout: Duration,
+    limits: Limits,
 }
 
 /// Connects: finds the daemon (or starts it), lets it prove itself, proves the token.
@@ -319,7 +331,8 @@ pub async fn connect(options: &Options) -> Result<Client, ConnectError> {
     }
     let timeout = options.timeout.unwrap_or(config.client_timeout);
     let relay = if config.allow_unbound { RelayPolicy::AllowUnbound } else { RelayPolicy::Refuse };
-    Connector { options, places, relay, deadline: Instant::now() + timeout, timeout }.run().await
+    let limits = Limits { timeout, queued: config.client_queued };
+    Connector { options, places, relay, deadline: Instant::now() + timeout, limits }.run().await
 }
 
 impl Connector<'_> {
@@ -353,7 +366,7 @@ impl Connector<'_> {
             let attempt = match timeout_at(self.deadline, self.attempt(&route, found.as_ref())).await {
                 Ok(Ok(client)) => return Ok(client),
                 Ok(Err(attempt)) => attempt,
-                Err(_) => return Err(ConnectError::Timeout(route, self.timeout)),
+                Err(_) => return Err(ConnectError::Timeout(route, self.limits.timeout)),
             };
             match attempt {
                 // The token may have been rotated since it was read: one fresh look.
@@ -447,7 +460,7 @@ impl Connector<'_> {
             );
         }
         let socket = route.path().to_path_buf();
-        Ok(Client::new(talk.stream, talk.lines.into_rest(), session, bound, socket, self.timeout))
+        Ok(Client::new(talk.stream, talk.lines.into_rest(), session, bound, socket, self.limits))
     }
 
     /// A connected stream, by whatever way; a daemon is started if there is none and may be.

@@ -3,6 +3,10 @@
 
 pub mod calls;
 pub mod connect;
+pub mod events;
+pub mod follow;
 
 pub use calls::{CallError, Client};
 pub use connect::{ConnectError, Options};
+pub use events::{Event, Gap, Start, Subscription, Told};
+pub use follow::Follower;

@@ -118,6 +118,23 @@ pub fn read_inherited(fd: RawFd, limit: usize, timeout_ms: u16) -> Result<Vec<u8
     Ok(bytes)
 }
 
+/// Waits until nobody reads any more what is written to a pipe or a socket: as long as it takes, and for a file for ever.
+///
+/// # Errors
+/// The kernel's answer, or that it does not tell.
+pub fn wait_until_unread(fd: BorrowedFd<'_>) -> io::Result<()> {
+    loop {
+        // Linux tells so unasked (poll(2)); others look only at what they are asked for.
+        let mut waiting = [PollFd::new(fd, PollFlags::POLLHUP)];
+        match poll(&mut waiting, PollTimeout::NONE) {
+            Ok(_) if waiting[0].any() == Some(true) => return Ok(()),
+            Ok(_) => return Err(io::ErrorKind::Unsupported.into()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
 /// Lets go of standard input and output, which are a child's from now on: as long as we held them, nobody at
 /// the other end would notice that the child has closed them.
 ///
@@ -212,6 +229,27 @@ mod tests {
         let mut rest = String::new();
         file.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "ecret");
+    }
+
+    #[cfg(target_os = "linux")] // elsewhere the next line finds it out, at the latest
+    #[test]
+    fn that_nobody_reads_any_more_is_noticed_and_not_before() {
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        let watched = writer.try_clone().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let watch = std::thread::spawn(move || {
+            let waited = wait_until_unread(std::os::fd::AsFd::as_fd(&watched));
+            tell.send(waited.is_ok()).unwrap();
+        });
+        // A full pipe and an empty one are read all the same.
+        for _ in 0..100 {
+            writer.write_all(&[0; 65_536]).unwrap();
+            reader.read_exact(&mut [0; 65_536]).unwrap();
+        }
+        assert!(told.try_recv().is_err());
+        drop(reader);
+        assert_eq!(told.recv(), Ok(true));
+        watch.join().unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 
 pub mod accounts;
 pub mod boot;
+pub mod clock;
 #[cfg(target_os = "linux")]
 pub mod confine;
 #[cfg(any(target_os = "macos", test))]

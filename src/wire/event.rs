@@ -55,6 +55,13 @@ impl Serialize for Epoch {
     }
 }
 
+impl<'de> Deserialize<'de> for Epoch {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Epoch, D::Error> {
+        let text = Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// A place in a numbering: what came after it is what somebody has not seen. `EPOCH:NUMBER` as text, which is what an
 /// event's `id` is over HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,6 +268,9 @@ mod tests {
     fn places_are_read_as_they_are_written() {
         let place = Place { epoch: Epoch(0x1f), seq: u64::MAX };
         assert_eq!(place.to_string().parse(), Ok(place));
+        let epoch = serde_json::to_string(&place.epoch).unwrap();
+        assert_eq!(serde_json::from_str::<Epoch>(&epoch).unwrap(), place.epoch);
+        assert!(serde_json::from_str::<Epoch>("\"1f\"").is_err());
         for bad in [
             "",
             ":",

@@ -308,14 +308,14 @@ pub fn write_notification<P: Serialize>(out: &mut Vec<u8>, method: &str, params:
 }
 
 /// The line of a request, its newline included.
-pub fn request_line(id: u64, method: &str, params: Option<&Value>) -> String {
+pub fn request_line<P: Serialize>(id: u64, method: &str, params: Option<&P>) -> String {
     #[derive(Serialize)]
-    struct Line<'a> {
+    struct Line<'a, P> {
         jsonrpc: &'static str,
         id: u64,
         method: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
-        params: Option<&'a Value>,
+        params: Option<&'a P>,
     }
     // As above.
     #[allow(clippy::expect_used)]
@@ -327,22 +327,22 @@ pub fn request_line(id: u64, method: &str, params: Option<&Value>) -> String {
 
 /// An answer, or a notification, as a client reads it.
 #[derive(Debug, Deserialize)]
-pub struct AnswerLine {
+pub struct AnswerLine<'a> {
     /// The id of the request that it answers.
     #[serde(default)]
     pub id: Value,
-    /// What came of it.
-    #[serde(default, deserialize_with = "present")]
-    pub result: Option<Value>,
+    /// What came of it, not yet read.
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub result: Option<&'a RawValue>,
     /// What went wrong.
     #[serde(default)]
     pub error: Option<RpcError>,
     /// The method, if it is a notification.
     #[serde(default)]
     pub method: Option<String>,
-    /// What a notification tells.
-    #[serde(default)]
-    pub params: Value,
+    /// What a notification tells, not yet read.
+    #[serde(borrow, default)]
+    pub params: Option<&'a RawValue>,
 }
 
 #[cfg(test)]
@@ -416,7 +416,10 @@ mod tests {
 
     #[test]
     fn a_null_result_is_a_result() {
-        let answer: AnswerLine = serde_json::from_str(r#"{"jsonrpc":"2.0","id":1,"result":null}"#).unwrap();
-        assert_eq!(answer.result, Some(Value::Null));
+        let answer: AnswerLine<'_> =
+            serde_json::from_str(r#"{"jsonrpc":"2.0","id":1,"result":null}"#).unwrap();
+        assert_eq!(answer.result.unwrap().get(), "null");
+        let answer: AnswerLine<'_> = serde_json::from_str(r#"{"jsonrpc":"2.0","id":1}"#).unwrap();
+        assert!(answer.result.is_none());
     }
 }

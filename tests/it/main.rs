@@ -20,6 +20,7 @@ mod confine;
 #[cfg(target_os = "linux")] // /proc, namespaces
 mod doctor;
 mod events;
+mod events_cli;
 #[cfg(target_os = "linux")] // strace
 mod faults;
 mod gate;
