@@ -209,7 +209,7 @@ impl Metrics {
     }
 }
 
-/// The gate's observer: counts, and lets somebody else know of each refusal that is logged.
+/// The gate's observer: counts, and lets somebody else know of each refusal, who bounds what becomes of that.
 pub(super) struct AtTheGate {
     pub(super) metrics: Arc<Metrics>,
     pub(super) tell: Box<dyn Fn(&Refused<'_>) + Send + Sync>,
@@ -235,8 +235,32 @@ impl Observer for AtTheGate {
 
     fn refused(&self, refused: &Refused<'_>) {
         self.metrics.handshakes.get_or_create(&[("result", Code::as_str(refused.code))]).inc();
-        if refused.is_logged {
-            (self.tell)(refused);
+        (self.tell)(refused);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn every_refusal_is_counted_and_passed_on() {
+        let metrics = Arc::new(Metrics::default());
+        let told = Arc::new(AtomicUsize::new(0));
+        let tell = {
+            let told = told.clone();
+            move |_: &Refused<'_>| {
+                told.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let gate = AtTheGate { metrics: metrics.clone(), tell: Box::new(tell) };
+        for _ in 0..3000 {
+            gate.refused(&Refused { code: Code::Busy, uid: None, pid: None, session: None });
         }
+        assert_eq!(told.load(Ordering::Relaxed), 3000);
+        let mut text = String::new();
+        encode(&mut text, &metrics.registry).unwrap();
+        assert!(text.contains("authsock_handshakes_total{result=\"busy\"} 3000\n"), "{text}");
     }
 }

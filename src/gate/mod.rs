@@ -177,10 +177,10 @@ impl Shared {
         refusal: &Refusal,
         session: Option<&crate::session::SessionId>,
     ) {
-        let is_logged = self.log.refused(peer, uid, refusal, session);
+        self.log.refused(peer, uid, refusal, session);
         if let Some(observer) = &self.observer {
             let pid = peer.map(|peer| peer.pid.0);
-            observer.refused(&observer::Refused { code: refusal.code, uid, pid, session, is_logged });
+            observer.refused(&observer::Refused { code: refusal.code, uid, pid, session });
         }
     }
 
