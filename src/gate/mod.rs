@@ -359,12 +359,14 @@ impl Gate {
     pub fn admit(&mut self, stream: UnixStream) {
         let shared = self.shared.clone();
         let settings = lock(&shared.settings).clone();
+        let accepted = Instant::now();
         if let Some(observer) = &shared.observer {
             observer.accepted();
         }
         match greet(&stream, &shared, &settings) {
             Ok((peer, seat)) => {
-                self.handshakes.spawn(async move { converse(stream, peer, seat, &shared, &settings).await });
+                self.handshakes
+                    .spawn(async move { converse(stream, accepted, peer, seat, &shared, &settings).await });
             }
             Err((peer, refusal)) => {
                 let uid = peer.as_ref().map(|peer| peer.uid);
