@@ -177,6 +177,11 @@ impl Metrics {
         self.request_time.note(took);
     }
 
+    /// Something was answered without carrying anything out; if it was a request, `method` is its method.
+    pub(super) fn unmet(&self, method: &str, error: &RpcError) {
+        self.requests.inc([method, ErrorCode::word_of(error.code)]);
+    }
+
     /// A request over HTTP was answered; the route is one of [`ROUTES`], or not.
     pub(super) fn http(&self, route: &str, status: StatusCode) {
         self.http.inc([route, status.as_str()]);
