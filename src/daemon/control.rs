@@ -305,7 +305,7 @@ pub(super) fn whoami(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, R
             "pid": caller.peer.pid.0,
             "pidfs": identity.pidfs,
         },
-        "handshake": match caller.way { Way::Plain => "plain", Way::Proof => "proof", Way::Http => "http" },
+        "handshake": caller.way.as_str(),
         "daemon": {
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),

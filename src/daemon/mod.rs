@@ -15,6 +15,7 @@ mod serve;
 mod sessions;
 mod settings;
 mod store;
+mod tally;
 mod users;
 mod watched;
 

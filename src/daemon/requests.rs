@@ -184,7 +184,11 @@ impl Requests {
                 Ok(None) => return Err(NoMore),
                 Err(too_long) => {
                     let words = format!("{too_long} (limits.request_line_bytes); the connection is closed");
-                    write_answer(out, None, &Err(RpcError::new(ErrorCode::TooLarge, words)));
+                    write_answer(
+                        out,
+                        None,
+                        &Err(unmet(caller, "", RpcError::new(ErrorCode::TooLarge, words))),
+                    );
                     return Ok(Done::Break);
                 }
             },
@@ -203,10 +207,11 @@ impl Requests {
             // Whoever proves itself again has lost its place; the line may hold a token.
             Err(_) if is_line && auth::is_auth(text) => {
                 let words = "the handshake is over; the connection is closed";
-                write_answer(out, None, &Err(RpcError::new(ErrorCode::InvalidRequest, words)));
+                let error = RpcError::new(ErrorCode::InvalidRequest, words);
+                write_answer(out, None, &Err(unmet(caller, "", error)));
                 return Ok(Done::Break);
             }
-            Err(error) => write_answer(out, None, &Err(error)),
+            Err(error) => write_answer(out, None, &Err(unmet(caller, "", error))),
         }
         Ok(Done::GoOn)
     }
@@ -231,10 +236,11 @@ fn one_of_batch(
                 "not carried out: the answers to this batch have {} bytes already (limits.queued_bytes)",
                 batch.answers.len()
             );
-            (request.id, request.id.map(|_| Err(RpcError::new(ErrorCode::LimitReached, words))))
+            let error = unmet(caller, &request.method, RpcError::new(ErrorCode::LimitReached, words));
+            (request.id, request.id.map(|_| Err(error)))
         }
         Ok(request) => (request.id, carry_out(caller, request, is_unheard)),
-        Err(error) => (None, Some(Err(error.clone()))),
+        Err(error) => (None, Some(Err(unmet(caller, "", error.clone())))),
     };
     if let Some(answer) = answer {
         if !batch.answers.is_empty() {
@@ -243,6 +249,12 @@ fn one_of_batch(
         write_answer(&mut batch.answers, id, &answer);
         batch.answers.pop();
     }
+}
+
+/// Counts what nothing was carried out for: what is no request, or too much.
+fn unmet(caller: &Caller<'_>, method: &str, error: RpcError) -> RpcError {
+    caller.hub.metrics.unmet(method, &error);
+    error
 }
 
 /// Carries out one request; gives no answer to a notification. Where nobody is there to hear an answer, only what asks for

@@ -70,7 +70,7 @@ impl Sessions {
         metrics: Arc<Metrics>,
         changed: Arc<Notify>,
     ) -> Arc<Sessions> {
-        let leaders = store.restore(&mut registry, now());
+        let leaders = store.restore(&mut registry, &metrics, now());
         let registry = Arc::new(Mutex::new(registry));
         let sessions = Arc::new(Sessions {
             events: Arc::new(Events::new(registry.clone(), events, metrics.clone())),

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use zeroize::Zeroizing;
 
 use super::journal::log_end;
+use super::metrics::Metrics;
 use crate::gate::lock;
 use crate::kernel::dir::{Dir, Unusable, own_uid};
 use crate::kernel::process::{Identity, Process};
@@ -240,8 +241,8 @@ impl Store {
 
     /// Puts the sessions of the daemon before into the registry, as far as they still live. Returns the
     /// leaders' processes, each once: they must be watched.
-    pub(super) fn restore(&self, registry: &mut Registry, now: Millis) -> Vec<Process> {
-        let mut restoring = Restoring { store: self, registry, now, leaders: Vec::new() };
+    pub(super) fn restore(&self, registry: &mut Registry, metrics: &Metrics, now: Millis) -> Vec<Process> {
+        let mut restoring = Restoring { store: self, registry, metrics, now, leaders: Vec::new() };
         let mut below: HashMap<SessionId, Vec<Found>> = HashMap::new();
         let (all, salvaged) = self.read_all();
         for process in salvaged {
@@ -400,6 +401,7 @@ fn hold(leader: Identity, leaders: &mut Leaders, whose: &str) -> Option<Rc<Proce
 struct Restoring<'a> {
     store: &'a Store,
     registry: &'a mut Registry,
+    metrics: &'a Metrics,
     now: Millis,
     leaders: Vec<Rc<Process>>,
 }
@@ -429,6 +431,7 @@ impl Restoring<'_> {
             },
         };
         log_end(session, reason, None);
+        self.metrics.session_ended(reason);
         let ended = Ended { session: Arc::new(session.clone()), reason, at: self.now };
         // It is told and tried again.
         let _ = self.store.end(&ended, leader.is_some());

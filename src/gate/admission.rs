@@ -78,13 +78,13 @@ enum Outcome {
 
 pub(super) async fn converse(
     stream: UnixStream,
+    accepted: Instant,
     peer: Peer,
     seat: Seat,
     shared: &Arc<Shared>,
     settings: &Settings,
 ) -> Option<Through> {
-    let began = Instant::now();
-    let deadline = began + settings.timeout;
+    let deadline = accepted + settings.timeout;
     let result = match timeout_at(deadline, authenticate(&stream, &peer, shared, settings)).await {
         Ok(result) => result,
         Err(_) => Err(Refusal::new(Code::Timeout, format!("no result within {:?}", settings.timeout)).into()),
@@ -118,7 +118,7 @@ pub(super) async fn converse(
                 session.id,
                 session.name.in_brackets()
             );
-            shared.through(way, Some(began.elapsed()));
+            shared.through(way, Some(accepted.elapsed()));
             let brief = SessionBrief {
                 id: session.id.to_string(),
                 name: session.name.to_string(),

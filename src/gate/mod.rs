@@ -177,10 +177,10 @@ impl Shared {
         refusal: &Refusal,
         session: Option<&crate::session::SessionId>,
     ) {
-        let is_logged = self.log.refused(peer, uid, refusal, session);
+        self.log.refused(peer, uid, refusal, session);
         if let Some(observer) = &self.observer {
             let pid = peer.map(|peer| peer.pid.0);
-            observer.refused(&observer::Refused { code: refusal.code, uid, pid, session, is_logged });
+            observer.refused(&observer::Refused { code: refusal.code, uid, pid, session });
         }
     }
 
@@ -359,12 +359,14 @@ impl Gate {
     pub fn admit(&mut self, stream: UnixStream) {
         let shared = self.shared.clone();
         let settings = lock(&shared.settings).clone();
+        let accepted = Instant::now();
         if let Some(observer) = &shared.observer {
             observer.accepted();
         }
         match greet(&stream, &shared, &settings) {
             Ok((peer, seat)) => {
-                self.handshakes.spawn(async move { converse(stream, peer, seat, &shared, &settings).await });
+                self.handshakes
+                    .spawn(async move { converse(stream, accepted, peer, seat, &shared, &settings).await });
             }
             Err((peer, refusal)) => {
                 let uid = peer.as_ref().map(|peer| peer.uid);

@@ -14,7 +14,8 @@ pub trait Observer: Send + Sync {
     /// Somebody has proven itself: by a handshake that took so long, or with a request over HTTP.
     fn through(&self, way: Way, took: Option<Duration>);
 
-    /// Somebody was refused.
+    /// Somebody was refused. All of them are told, also those that the log leaves out: whoever passes them on sees to it
+    /// that nobody can have that repeated without bound.
     fn refused(&self, refused: &Refused<'_>);
 }
 
@@ -29,6 +30,4 @@ pub struct Refused<'a> {
     pub pid: Option<u32>,
     /// Whose token it was, if that was proven.
     pub session: Option<&'a SessionId>,
-    /// Whether it is logged by itself: others are only counted, so that nobody can repeat them without bound.
-    pub is_logged: bool,
 }

@@ -37,15 +37,15 @@ impl RefusalLog {
         Some((of_one, of_all))
     }
 
-    /// Notes a refusal; says whether it is logged by itself.
+    /// Notes a refusal.
     pub(super) fn refused(
         &self,
         peer: Option<&Peer>,
         uid: Option<u32>,
         refusal: &Refusal,
         session: Option<&SessionId>,
-    ) -> bool {
-        let Some((left_out, of_all)) = self.judge(uid, refusal.code, Instant::now()) else { return false };
+    ) {
+        let Some((left_out, of_all)) = self.judge(uid, refusal.code, Instant::now()) else { return };
         if of_all > 0 {
             tracing::warn!(
                 authsock_event = "refusals_left_out",
@@ -85,7 +85,6 @@ impl RefusalLog {
                 "refused a connection without credentials: {code}: {reason}"
             ),
         }
-        true
     }
 }
 

@@ -48,6 +48,20 @@ pub enum Way {
     Http,
 }
 
+impl Way {
+    /// All ways, for documentation and tests.
+    pub const ALL: [Way; 3] = [Way::Plain, Way::Proof, Way::Http];
+
+    /// The word for answers and numbers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Way::Plain => "plain",
+            Way::Proof => "proof",
+            Way::Http => "http",
+        }
+    }
+}
+
 /// The claim that the other end holds a token. Only the states below make one.
 #[derive(Debug)]
 #[must_use]

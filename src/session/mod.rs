@@ -238,6 +238,15 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    /// All reasons, for documentation and tests.
+    pub const ALL: [EndReason; 5] = [
+        EndReason::LeaderExited,
+        EndReason::LeaderGoneWhileStopped,
+        EndReason::Expired,
+        EndReason::Revoked,
+        EndReason::ParentEnded,
+    ];
+
     /// The word for lists and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -251,10 +260,7 @@ impl EndReason {
 
     /// The reason that a word stands for.
     pub fn of_word(word: &str) -> Option<EndReason> {
-        use EndReason::{Expired, LeaderExited, LeaderGoneWhileStopped, ParentEnded, Revoked};
-        [LeaderExited, LeaderGoneWhileStopped, Expired, Revoked, ParentEnded]
-            .into_iter()
-            .find(|reason| reason.as_str() == word)
+        EndReason::ALL.into_iter().find(|reason| reason.as_str() == word)
     }
 }
 

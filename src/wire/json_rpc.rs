@@ -67,9 +67,10 @@ impl ErrorCode {
         }
     }
 
-    /// The word for a number on the wire.
+    /// The word for a number on the wire; one that is none of ours would be our own fault.
     pub fn word_of(number: i64) -> &'static str {
-        ErrorCode::ALL.into_iter().find(|code| code.number() == number).map_or("other", ErrorCode::word)
+        let found = ErrorCode::ALL.into_iter().find(|code| code.number() == number);
+        found.unwrap_or(ErrorCode::Internal).word()
     }
 
     /// The number on the wire.

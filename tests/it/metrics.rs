@@ -1,12 +1,13 @@
 //! The daemon's numbers: that each is told as the manual says, moves with what it counts, and tells of nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
 use serde_json::json;
 
-use crate::ground::{Ground, Line, PATIENCE, minted};
+use crate::ground::{Daemon, Ground, Line, PATIENCE, minted};
 
 /// What a session reads that may. The owner's token would be refused: this process led a session.
 fn metrics(ground: &Ground, token: &str) -> String {
@@ -136,4 +137,55 @@ fn the_numbers_need_their_scope() {
             "{answer}"
         );
     }
+}
+
+#[test]
+fn what_is_no_request_is_counted_by_what_was_wrong_with_it_and_without_a_name() {
+    let ground = Ground::new();
+    ground.configure("[limits]\nrequest_line_bytes = 65536\nqueued_bytes = 65536\n");
+    let _daemon = ground.serve();
+    let owner = ground.token_after_first_contact();
+    let mut line = Line::connect(&ground.init_socket());
+    assert_eq!(line.plain(&owner)["success"], true);
+    let ask = json!({ "jsonrpc": "2.0", "id": 1, "method": "status" });
+    // Their answers are more than may wait, each of them less.
+    let batch = serde_json::Value::Array(vec![ask; 200]).to_string();
+    for sent in ["not json\n", "{\"a\":1}\n", "[1,2]\n", &format!("{batch}\n")] {
+        line.send(sent);
+        assert!(line.receive().unwrap()[0].is_object() || !sent.starts_with('['));
+    }
+    line.send(&format!("{}\n", "x".repeat(65536)));
+    assert_eq!(line.receive().unwrap()["error"]["code"], -32004);
+    let samples = samples(&metrics(&ground, &owner));
+    for (method, result, count) in
+        [("-", "parse_error", 1.0), ("-", "invalid_request", 3.0), ("-", "too_large", 1.0), ("-", "ok", 0.0)]
+    {
+        let name = format!("authsock_requests_total{{method=\"{method}\",result=\"{result}\"}}");
+        assert_eq!(samples[&name], count, "{name}");
+    }
+    let of_status =
+        |result| samples[&format!("authsock_requests_total{{method=\"status\",result=\"{result}\"}}")];
+    assert!(of_status("limit_reached") > 0.0);
+    assert_eq!(of_status("ok") + of_status("limit_reached"), 200.0);
+}
+
+#[test]
+fn a_session_that_ended_while_no_daemon_ran_is_counted_by_the_next_one() {
+    let ground = Ground::new();
+    let mut daemon = ground.serve();
+    let owner = ground.token_after_first_contact();
+    let mut run = ground.authsock(["run", "--", "sh", "-c", "echo in; cat"]);
+    let mut run = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(run.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "in\n");
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let _daemon = Daemon::start(&ground, daemon.listener.try_clone().unwrap(), |_| {});
+    let samples = samples(&metrics(&ground, &owner));
+    assert_eq!(samples["authsock_sessions_ended_total{reason=\"leader_gone_while_stopped\"}"], 1.0);
+    assert_eq!(samples["authsock_sessions_started_total"], 0.0);
+    assert_eq!(samples["authsock_sessions"], 0.0);
 }

@@ -99,7 +99,7 @@ impl Service for Pages {
         // Of a path that does not exist the name is the client's.
         let name = route.map_or("-", |route| route.path);
         let peer = door.peer();
-        self.hub.metrics.http(name, answer.status().as_u16());
+        self.hub.metrics.http(name, answer.status());
         tracing::debug!(
             authsock_event = "request",
             authsock_session = session.as_deref().map(|session| session.id.as_str()),
