@@ -37,6 +37,7 @@ mod manual;
 mod metrics;
 mod ondemand;
 mod packaging;
+mod recipes;
 #[cfg(target_os = "linux")]
 mod restart;
 mod rpc;
