@@ -55,7 +55,7 @@ NOTIFY_RELOAD ?=
 DROPINS = $(if $(and $(UNITS),$(NOTIFY_RELOAD)),user system)
 # What the documents lead to lies beside them as it does here.
 DOCUMENTS = README.md CHANGELOG.md ARCHITECTURE.md SECURITY.md $(wildcard LICENSE-* docs/*.md launchd/*.plist) \
-	packaging/README.md tests/clients/prove.py $(wildcard tests/vectors/*.json tests/vectors/*.md tests/vectors/make.py)
+	packaging/README.md docs/openapi.json $(wildcard docs/recipes/*) tests/clients/prove.py $(wildcard tests/vectors/*.json tests/vectors/*.md tests/vectors/make.py)
 
 # $(call folder,DIRECTORY) makes it, parents and all, with modes that do not hang on the umask.
 folder = umask 022; mkdir -p '$(1)'

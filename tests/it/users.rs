@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::ground::{
     AUTHSOCK, Daemon, Ground, Line, bind_private, is_root, make_program, put, refusal, skip_unless, text_of,
 };
+use crate::http::Http;
 
 /// A user whose daemon it is, one who has no business there, and whom the kernel puts for those without a number.
 const OWNER: u32 = 54_320;
@@ -523,4 +524,49 @@ fn a_descriptor_that_was_handed_on_belongs_to_the_one_who_connected() {
     assert_eq!(refusal(&theirs.receive().unwrap()), "peer_denied");
     let mut ours = Line::connect(&socket);
     assert_eq!(as_user(STRANGER, move || ours.plain(&token))["success"], true);
+}
+
+#[test]
+fn a_user_that_asks_about_tokens_may_do_that_and_nothing_else() {
+    if skip_unless(is_root(), NEEDS_ROOT) {
+        return;
+    }
+    const PROXY: u32 = 54_322;
+    let ground = ground_of(OWNER);
+    as_user(OWNER, || ground.configure(&format!("[policy]\nverifiers = [{PROXY}]\n")));
+    let daemon = serve_of(&ground, OWNER);
+    let token = ground.token();
+    open_all_doors(&ground);
+    let socket = ground.init_socket();
+    let ask = |uid: u32, line: &str, fields: &str| {
+        as_user(uid, || {
+            let mut http = Http::connect(&socket);
+            http.send(&format!("{line} HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
+            http.receive().map(|answer| (answer.status, answer.field("authsock-session-id").to_owned()))
+        })
+    };
+    let shown = format!("Authorization: Bearer {token}\r\n");
+    assert_eq!(ask(PROXY, "GET /v1/verify", &shown), Some((200, "owner".to_owned())));
+    assert_eq!(ask(PROXY, "GET /v1/verify", "").unwrap().0, 401);
+    let body = format!("token={token}");
+    let form =
+        format!("Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n", body.len());
+    let answer = as_user(PROXY, || {
+        let mut http = Http::connect(&socket);
+        http.send(&format!("POST /v1/introspect HTTP/1.1\r\nHost: x\r\n{form}\r\n{body}"));
+        http.receive().unwrap()
+    });
+    assert!(answer.status == 200 && answer.body.contains("\"active\":true"), "{answer:?}");
+    // Nothing else, also with a token that is good for its own user.
+    for line in ["GET /v1/whoami", "GET /metrics", "GET /v1/events", "GET /openapi.json"] {
+        assert_eq!(ask(PROXY, line, &shown).unwrap().0, 403, "{line}");
+    }
+    as_user(PROXY, || {
+        let mut line = Line::connect(&socket);
+        assert_eq!(refusal(&line.plain(&token)), "peer_denied");
+    });
+    // Who is not named hears nothing of it, and not even the owner asks without a token.
+    as_user(STRANGER, || assert_eq!(refusal(&hear(&socket)), "peer_denied"));
+    assert_eq!(ask(OWNER, "GET /v1/verify", &shown).unwrap().0, 401);
+    drop(daemon);
 }
