@@ -146,11 +146,11 @@ impl Pages {
             return (not_allowed(route), None);
         }
         match page {
-            Some(Page::Verify) => return (verify::verify(self, &request, door), None),
+            Some(Page::Verify) => return (verify::verify(&request, door), None),
             Some(Page::Introspect)
                 if !request.headers().contains_key(AUTHORIZATION) && door.is_verifier() =>
             {
-                return (verify::introspect(self, request, door, None).await, None);
+                return (verify::introspect(request, door, None).await, None);
             }
             _ => {}
         }
@@ -183,8 +183,8 @@ impl Asked<'_> {
             Page::Rpc => self.rpc().await,
             Page::Events => stream::events(&self),
             Page::Introspect => {
-                let Asked { pages, door, bearer, request } = self;
-                verify::introspect(pages, request, door, Some(bearer)).await
+                let Asked { door, bearer, request, .. } = self;
+                verify::introspect(request, door, Some(bearer)).await
             }
             Page::Metrics => {
                 let hub = &self.pages.hub;

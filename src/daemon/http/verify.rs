@@ -11,7 +11,7 @@ use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{JSON, Pages, body, has_scope, is_of_kind};
+use super::{JSON, body, has_scope, is_of_kind};
 use crate::config::Scheme;
 use crate::gate::http::{ASKER, Bearer, Body, Door, problem, whole};
 use crate::secret::token::Token;
@@ -24,7 +24,7 @@ const VERIFY: &str = "verify";
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Answers 200 and who it is, or 401; nothing else, and never a body.
-pub(super) fn verify(_: &Pages, request: &Request<Incoming>, door: &Arc<Door>) -> Response<Body> {
+pub(super) fn verify(request: &Request<Incoming>, door: &Arc<Door>) -> Response<Body> {
     let fields = request.headers();
     let may_ask = match fields.get(ASKER) {
         Some(asker) => {
@@ -74,7 +74,6 @@ fn identified(session: &Session) -> Response<Body> {
 
 /// Tells what a token is worth (RFC 7662). Whoever lacks the scope hears only of its own.
 pub(super) async fn introspect(
-    _: &Pages,
     mut request: Request<Incoming>,
     door: &Arc<Door>,
     asker: Option<&Bearer>,

@@ -1,5 +1,6 @@
 //! A connection's bytes on their way to the library that parses them: none is passed on before it is known where its request ends, and none takes longer than it may.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,6 +17,12 @@ use crate::wire::http::{Framing, Passed, Violation};
 
 /// Most bytes read at once.
 const CHUNK: usize = 16 * 1024;
+
+thread_local! {
+    /// Where bytes are read to before they are copied to whom they belong: one for all connections of a thread, so
+    /// that an idle one holds none.
+    static SCRATCH: RefCell<Zeroizing<Vec<u8>>> = RefCell::new(Zeroizing::new(vec![0; CHUNK]));
+}
 
 /// What a connection's two ends, and whoever answers, tell each other.
 #[derive(Default)]
@@ -195,11 +202,13 @@ impl Read for Io {
                 continue;
             }
             ready!(self.stream.poll_read_ready(context))?;
-            let length = self.held.len();
-            self.held.resize(length + CHUNK, 0);
             let this = &mut *self;
-            let read = this.stream.try_read(&mut this.held[length..]);
-            this.held.truncate(length + *read.as_ref().unwrap_or(&0));
+            let read = SCRATCH.with_borrow_mut(|scratch| {
+                let read = this.stream.try_read(scratch)?;
+                this.held.extend_from_slice(&scratch[..read]);
+                scratch[..read].fill(0);
+                io::Result::Ok(read)
+            });
             match read {
                 Ok(0) => self.is_over = true,
                 Ok(_) => {}
