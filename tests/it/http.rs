@@ -537,12 +537,34 @@ fn a_stream_lives_and_ends_with_its_session_and_its_daemon() {
     let _ = stuck.0.0.read_to_end(&mut rest);
     let rest = String::from_utf8_lossy(&rest);
     assert!(!rest.contains("SECRET") && !rest.contains("[99,"), "{}", rest.len());
-    // The daemon stops: a stream ends, and it does not wait for it.
+    // A kept connection's next stream is another session's, and ends with that one.
+    let (_, first) = made(&mut control, "first", json!({}));
+    let (second_id, second) = made(&mut control, "second", json!({}));
+    let mut kept = Http::connect(&ground.init_socket());
+    kept.send(&request("GET /v1/events?follow=false", &first));
+    while kept.line().unwrap() != "0" {}
+    assert_eq!(kept.line().unwrap(), "");
+    kept.send(&request("GET /v1/events?subject=a.b", &second));
+    while !kept.line().unwrap().contains("subscribed") {}
+    for number in 0..100 {
+        assert_eq!(publish(&mut control, "a.b", json!([number, big]))["reached"], 1);
+    }
+    assert_eq!(control.call("session.revoke", &json!({ "id": second_id }))["result"]["ended"], 1);
+    let mut rest = Vec::new();
+    let end = kept.0.read_to_end(&mut rest);
+    let is_cut_off = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
+    assert!(end.is_ok() || end.is_err_and(|error| is_cut_off(&error)), "cut off, and not left to end");
+    assert!(!String::from_utf8_lossy(&rest).contains("[99,"), "{}", rest.len());
+    // The daemon stops: streams end, idle connections close, and it waits for neither.
     let (_, token) = made(&mut control, "m", json!({}));
+    let mut idle = Http::connect(&ground.init_socket());
+    assert_eq!(idle.ask("GET /v1/whoami", &token, "").status, 200);
     let mut stream = Stream::begin(&ground, &token, "", "");
     stream.told("subscribed");
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
     while stream.frame().is_some() {}
+    assert!(idle.is_closed());
+    drop((stream, idle, kept));
     let mut daemon = daemon;
     assert!(daemon.child.wait().unwrap().success());
     assert!(!daemon.stderr().contains("drain"), "{}", daemon.stderr());

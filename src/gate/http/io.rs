@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ thread_local! {
 
 /// What a connection's two ends, and whoever answers, tell each other.
 #[derive(Default)]
-pub(super) struct Watch(Mutex<Seen>, OnceLock<Guard>);
+pub(super) struct Watch(Mutex<Seen>, Mutex<Option<Guard>>);
 
 /// Says whether what was held up may still be written.
 type Guard = Box<dyn Fn() -> bool + Send + Sync>;
@@ -49,7 +49,7 @@ impl Watch {
     }
 
     pub(super) fn guard(&self, is_good: Guard) {
-        let _ = self.1.set(is_good);
+        *lock(&self.1) = Some(is_good);
     }
 
     pub(super) fn is_in(&self) {
@@ -234,7 +234,7 @@ impl Write for Io {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             // The client did not read, and meanwhile what waited for it may have become nobody's.
-            if self.write_timer.is_some() && self.watch.1.get().is_some_and(|is_good| !is_good()) {
+            if self.write_timer.is_some() && lock(&self.watch.1).as_ref().is_some_and(|is_good| !is_good()) {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
             match self.stream.try_write(bytes) {
