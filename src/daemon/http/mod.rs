@@ -293,3 +293,42 @@ fn lacks(schemes: &[Scheme], needs: &str) -> Response<Body> {
 fn config(hub: &Hub) -> Arc<crate::config::Config> {
     lock(&hub.config).clone()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_document_has_every_route_and_no_other() {
+        let document: Value = serde_json::from_str(OPENAPI).unwrap();
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+        let told: BTreeSet<(String, String)> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, methods)| {
+                methods.as_object().unwrap().keys().map(|method| (path.clone(), method.to_uppercase()))
+            })
+            .collect();
+        let real: BTreeSet<(String, String)> =
+            ROUTES.iter().map(|route| (route.path.to_owned(), route.method.to_owned())).collect();
+        assert_eq!(told, real);
+        assert_eq!(ROUTES.len(), real.len(), "each once");
+    }
+
+    #[test]
+    fn every_route_needs_a_scope_that_exists_or_decides_itself() {
+        for needs in ROUTES.iter().filter_map(|route| route.needs) {
+            assert!(needs.parse::<Scope>().is_ok(), "{needs}");
+        }
+        let open: Vec<_> =
+            ROUTES.iter().filter(|route| route.needs.is_none()).map(|route| route.path).collect();
+        assert_eq!(
+            open,
+            ["/v1/rpc", "/v1/events", "/v1/introspect", "/v1/verify", "/openapi.json"],
+            "a new route is denied by default"
+        );
+    }
+}
