@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
@@ -95,7 +95,12 @@ impl Service for Pages {
     async fn answer(&self, request: Request<Incoming>, door: Arc<Door>) -> Response<Body> {
         let route = ROUTES.iter().find(|route| route.path == request.uri().path());
         let is_head = request.method() == Method::HEAD;
-        let (answer, session) = self.judge(route, request, &door).await;
+        let has_body = !request.body().is_end_stream();
+        let (mut answer, session) = self.judge(route, request, &door).await;
+        if has_body && answer.status().is_client_error() {
+            // It may not have been read, and is not waited for.
+            answer = closing(answer);
+        }
         // Of a path that does not exist the name is the client's.
         let name = route.map_or("-", |route| route.path);
         let peer = door.peer();
