@@ -43,14 +43,16 @@ def files():
 
 
 def processes():
-    """The user's processes, each with the time of its start."""
+    """The user's processes, each with the time of its start; one that has ended and waits for its parent to see that has
+    ended. (systemd tells that a unit's control process is done before it reaps it.)"""
     found = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
                 text = file.read()
-            if os.stat(f"/proc/{pid}").st_uid == TESTER:
-                found.add((pid, text.rsplit(") ", 1)[1].split()[19]))
+            fields = text.rsplit(") ", 1)[1].split()
+            if os.stat(f"/proc/{pid}").st_uid == TESTER and fields[0] != "Z":
+                found.add((pid, fields[19]))
     return found
 
 
