@@ -110,6 +110,21 @@ impl Requests {
         }
     }
 
+    /// Whether nothing waits, not even the beginning of a line.
+    pub(super) fn is_empty(&self) -> bool {
+        let is_empty = match &self.source {
+            Source::Lines(lines) => lines.is_empty(),
+            Source::Body(body) => body.is_none(),
+        };
+        is_empty && self.batch.is_none()
+    }
+
+    /// Whether something is left of it that was to be carried out: the session has ended before.
+    pub(super) fn is_cut_off(&self) -> bool {
+        matches!(self.source, Source::Body(Some(_)))
+            || self.batch.as_ref().is_some_and(|batch| batch.items.len() > 0)
+    }
+
     /// Whether a batch is under way, whose answers come before anything that it brought about.
     pub(super) fn is_amid(&self) -> bool {
         self.batch.is_some()
@@ -143,10 +158,7 @@ impl Requests {
             }
             // A session that just ended itself, or rotated its token, is looked at anew.
             match caller.hub.sessions.standing(caller.admitted) {
-                None => {
-                    self.end_batch(out);
-                    return Then::Read;
-                }
+                None => return Then::Read,
                 Some(standing)
                     if standing.until.is_some() != caller.is_rotated
                         || !Arc::ptr_eq(&standing.session, caller.session) =>

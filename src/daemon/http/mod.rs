@@ -227,12 +227,23 @@ impl Asked<'_> {
         while let Some(Standing { session, until }) = self.pages.hub.sessions.standing(self.bearer.admitted())
         {
             let caller = Caller { session: &session, is_rotated: until.is_some(), ..self.caller() };
+            requests.is_unheard |= self.door.is_gone();
             let then = requests.take(&caller, &mut out);
             self.pages.hub.events.flush();
-            if then != Then::Again {
+            // Long answers make a pause, which is for whoever writes them before it goes on.
+            if then != Then::Again || requests.is_empty() {
                 break;
             }
             yield_now().await;
+        }
+        let is_cut_off = requests.is_cut_off();
+        requests.end_batch(&mut out);
+        if out.is_empty() && is_cut_off {
+            // The token has become worthless meanwhile: it is told so as to whoever comes with such a one.
+            return match self.door.prove(self.request.headers().get(AUTHORIZATION)) {
+                Err(refused) => refused.answer(&self.door.schemes()),
+                Ok(_) => closing(problem(StatusCode::SERVICE_UNAVAILABLE, "the session has ended")),
+            };
         }
         if out.is_empty() {
             return whole(StatusCode::NO_CONTENT, "", Bytes::new());

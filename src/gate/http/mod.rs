@@ -32,6 +32,7 @@ use super::seats::Seat;
 use super::{REFUSAL_TIMEOUT, Settings, Shared, lock, now};
 use crate::config::{Plain, Scheme};
 use crate::handshake::server::{Presented, Refusal, Way};
+use crate::kernel::fds;
 use crate::kernel::peer::{self, Peer};
 use crate::secret::token::Token;
 use crate::session::registry::{Admitted, NotAdmitted};
@@ -177,6 +178,11 @@ impl Door {
     /// Who is at the other end, by the kernel's word.
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// Whether the client has left, so that nobody hears what is answered.
+    pub fn is_gone(&self) -> bool {
+        fds::is_hung_up(&*self.stream)
     }
 
     /// By which schemes tokens come.
