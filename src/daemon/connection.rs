@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -47,6 +48,8 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
     let limit = lock(&hub.config).request_line;
     let mut requests = Requests::of_lines(limit, early);
     let mut last_look = false;
+    // The kernel is asked, unless the runtime was just told that more may come.
+    let mut may_have_left = true;
     let ears = OnceLock::<Listening>::new();
     while let Some(Standing { session, until }) = hub.sessions.standing(&admitted) {
         if policy.has_changed().unwrap_or(false)
@@ -64,16 +67,14 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             is_rotated,
             ears: Some(&ears),
         };
+        if std::mem::replace(&mut may_have_left, true) && !requests.is_empty() {
+            requests.is_unheard |= is_hung_up(&stream);
+        }
         let then = requests.take(&caller, &mut out);
         // Whoever hears what was published in this turn gets all of it at once.
         hub.events.flush();
         if requests.is_unheard {
             out.clear();
-            if then == Then::Break || (then == Then::Read && !take_waiting(&stream, &mut requests)) {
-                return;
-            }
-            tokio::task::yield_now().await;
-            continue;
         }
         if !out.is_empty() {
             let patience = lock(&hub.config).write_timeout;
@@ -87,8 +88,7 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             out = Vec::new();
             match written {
                 Ok(()) => {}
-                // Nobody is there to hear more; what asks for no answer was meant to be done.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => requests.is_unheard = true,
+                Err(error) if is_of_one_gone(&error) => requests.is_unheard = true,
                 Err(_) => return,
             }
         }
@@ -96,8 +96,6 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             Then::Read => {}
             Then::Again => {
                 tokio::task::yield_now().await;
-                // Not asked of those whose requests have one turn: writing to them tells.
-                requests.is_unheard = is_hung_up(&stream);
                 continue;
             }
             Then::Break => {
@@ -112,8 +110,21 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             listening.subscriber().look_again(&session);
             match listening.subscriber().write_to(&stream) {
                 Ok(done) => progress = done,
+                Err(error) if is_of_one_gone(&error) => requests.is_unheard = true,
                 Err(_) => return,
             }
+        }
+        if requests.is_unheard {
+            // What asks for no answer was meant to be done.
+            if last_look {
+                return;
+            }
+            match take_the_rest(&stream, &mut requests).await {
+                Rest::Nothing => return,
+                Rest::Some => {}
+                Rest::AllThatCounts => last_look = true,
+            }
+            continue;
         }
         requests.release();
         if *stopping.borrow_and_update() && requests.has_asked {
@@ -125,7 +136,10 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             continue;
         }
         tokio::select! {
-            read = read(&stream, &mut requests) => if !matches!(read, Ok(1..)) { return },
+            read = read(&stream, &mut requests) => match read {
+                Ok((1.., may_be_last)) => may_have_left = may_be_last,
+                _ => return,
+            },
             // Ended, or rotated: the next turn looks.
             _ = lifeline.changed() => {}
             _ = stopping.changed() => {}
@@ -147,6 +161,7 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
         // Nothing more of an event comes after the end, and nothing else can be told in the middle of one.
         return;
     }
+    // One within which the session has ended.
     requests.end_batch(&mut out);
     if let Some(reason) = hub.sessions.reason(&lifeline, &admitted.session.id) {
         let params = json!({ "id": admitted.session.id.as_str(), "reason": reason.as_str() });
@@ -160,12 +175,13 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
     });
 }
 
-async fn read(stream: &UnixStream, requests: &mut Requests) -> io::Result<usize> {
+/// Waits for bytes. Says how many came, and whether these may be the last.
+async fn read(stream: &UnixStream, requests: &mut Requests) -> io::Result<(usize, bool)> {
     loop {
-        stream.readable().await?;
+        let ready = stream.ready(Interest::READABLE).await?;
         match try_read(stream, requests) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
+            done => return Ok((done?, ready.is_read_closed())),
         }
     }
 }
@@ -184,6 +200,32 @@ fn try_read(stream: &UnixStream, requests: &mut Requests) -> io::Result<usize> {
 /// sending gets an end all the same.
 fn take_waiting(stream: &UnixStream, requests: &mut Requests) -> bool {
     (0..WAITING_CHUNKS).take_while(|_| matches!(try_read(stream, requests), Ok(1..))).count() > 0
+}
+
+/// Whether a write failed because nobody reads any more.
+fn is_of_one_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+/// What is still there of a client that hears nothing any more.
+enum Rest {
+    Nothing,
+    /// There may be more.
+    Some,
+    /// It may go on sending, but has no claim to be heard.
+    AllThatCounts,
+}
+
+/// Takes what was sent by a client that hears no answers any more: all that the kernel holds of one that has left, and
+/// as much as it may hold of one that only reads no more.
+async fn take_the_rest(stream: &UnixStream, requests: &mut Requests) -> Rest {
+    if is_hung_up(stream) {
+        // This does not wait: behind the last byte is the end.
+        return if matches!(read(stream, requests).await, Ok((1.., _))) { Rest::Some } else { Rest::Nothing };
+    }
+    // The runtime has not looked at the socket since it was last empty.
+    tokio::task::yield_now().await;
+    if take_waiting(stream, requests) { Rest::AllThatCounts } else { Rest::Nothing }
 }
 
 /// Writes everything to a client that reads; one that takes nothing for so long is given up.

@@ -13,6 +13,7 @@
 mod ground;
 
 mod adoption;
+mod batches;
 mod cli;
 mod clients;
 #[cfg(target_os = "linux")] // namespaces
