@@ -64,6 +64,8 @@ fn the_manual_names_the_limits_that_hold() {
         format!("at most {AUTH_LINE_MAX} bytes, its newline included"),
         format!("at most {} seconds", config.handshake_timeout.as_secs()),
         format!("at most {} bytes, its newline included (the configuration", config.request_line),
+        format!("most {} requests (`limits.requests_in_flight`)", config.requests_in_flight),
+        format!("its answers have {} bytes (`limits.queued_bytes`)", config.queued),
         format!("This is version {VERSION}."),
         format!("\"supported\":{VERSIONS:?}"),
     ] {
