@@ -1,6 +1,7 @@
 //! The daemon's numbers, in the text of OpenMetrics 1.0. No label holds anything that a stranger chooses: there are as many series on the last day as on the first.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -13,8 +14,8 @@ use prometheus_client::registry::{Registry, Unit};
 use super::control::{Hub, METHODS};
 use super::http::ROUTES;
 use super::tally::{Table, Times};
-use crate::gate::lock;
 use crate::gate::observer::{Observer, Refused};
+use crate::gate::{lock, now};
 use crate::handshake::server::Way;
 use crate::session::EndReason;
 use crate::wire::auth::Code;
@@ -54,7 +55,7 @@ pub(super) struct Metrics {
     delivered: Counter,
     dropped: Counter,
     subscribers: Gauge,
-    uptime: Gauge,
+    start: Gauge<f64, AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -85,16 +86,16 @@ impl Default for Metrics {
             delivered: Counter::default(),
             dropped: Counter::default(),
             subscribers: Gauge::default(),
-            uptime: Gauge::default(),
+            start: Gauge::default(),
             registry: Registry::default(),
         };
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         registry.register("build", "The version that runs", Info::new(version));
         registry.register_with_unit(
-            "uptime",
-            "How long this daemon runs",
+            "start_time",
+            "When this daemon began to serve, and all counters at 0, in Unix time",
             Unit::Seconds,
-            metrics.uptime.clone(),
+            metrics.start.clone(),
         );
         registry.register("connections_accepted", "Connections that were accepted", metrics.accepted.clone());
         registry.register(
@@ -158,6 +159,7 @@ impl Default for Metrics {
             metrics.subscribers.clone(),
         );
         registry.register("proofs", "Tokens that were proven and let in, by way", metrics.proofs.clone());
+        metrics.start.set(Duration::from_millis(now()).as_secs_f64());
         Metrics { registry, ..metrics }
     }
 }
@@ -202,7 +204,6 @@ impl Metrics {
             in_handshake,
             sessions: lock(hub.sessions.registry()).len(),
             subscribers: hub.events.subscribers(),
-            uptime: hub.facts.started.elapsed(),
         })
     }
 
@@ -212,7 +213,6 @@ impl Metrics {
         set(&self.in_handshake, present.in_handshake);
         set(&self.sessions, present.sessions);
         set(&self.subscribers, present.subscribers);
-        self.uptime.set(i64::try_from(present.uptime.as_secs()).unwrap_or(i64::MAX));
         let mut text = String::new();
         // Text into memory cannot fail.
         let _ = encode(&mut text, &self.registry);
@@ -226,7 +226,6 @@ struct Present {
     in_handshake: usize,
     sessions: usize,
     subscribers: usize,
-    uptime: Duration,
 }
 
 /// The gate's observer: counts, and lets somebody else know of each refusal, who bounds what becomes of that.
@@ -260,8 +259,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    const NOTHING: Present =
-        Present { connections: 0, in_handshake: 0, sessions: 0, subscribers: 0, uptime: Duration::ZERO };
+    const NOTHING: Present = Present { connections: 0, in_handshake: 0, sessions: 0, subscribers: 0 };
 
     /// Each sample by its name and labels.
     fn samples(text: &str) -> BTreeMap<&str, &str> {
@@ -312,10 +310,9 @@ mod tests {
         let (first, last) = (samples(&first), samples(&last));
         assert_eq!(first.keys().collect::<Vec<_>>(), last.keys().collect::<Vec<_>>());
         for (name, value) in first {
-            assert!(
-                value == "0" || value == "0.0" || name.starts_with("authsock_build_info{"),
-                "{name} {value}"
-            );
+            let is_set_once =
+                name.starts_with("authsock_build_info{") || name == "authsock_start_time_seconds";
+            assert!(value == "0" || value == "0.0" || is_set_once, "{name} {value}");
         }
         // Each of them moves, but for those that nobody has set.
         let still: Vec<_> =
@@ -335,7 +332,6 @@ mod tests {
                 "authsock_handshake_duration_seconds_bucket{le=\"0.001\"}",
                 "authsock_handshake_duration_seconds_bucket{le=\"0.0025\"}",
                 "authsock_sessions",
-                "authsock_uptime_seconds",
             ]
         );
     }
@@ -344,13 +340,7 @@ mod tests {
     fn what_is_counted_is_counted_where_it_belongs() {
         let metrics = Arc::new(Metrics::default());
         count_everything(&metrics);
-        let text = metrics.text(&Present {
-            connections: 5,
-            in_handshake: 4,
-            sessions: 3,
-            subscribers: 2,
-            uptime: Duration::from_millis(7999),
-        });
+        let text = metrics.text(&Present { connections: 5, in_handshake: 4, sessions: 3, subscribers: 2 });
         let samples = samples(&text);
         let methods = METHODS.len() as u64;
         for (name, value) in [
@@ -358,7 +348,6 @@ mod tests {
             ("authsock_connections_in_handshake", 4),
             ("authsock_sessions", 3),
             ("authsock_event_subscribers", 2),
-            ("authsock_uptime_seconds", 7),
             ("authsock_connections_accepted_total", 1),
             ("authsock_handshakes_total{result=\"ok\"}", 3),
             ("authsock_handshakes_total{result=\"denied\"}", 1),

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use serde_json::json;
 
-use crate::ground::{Daemon, Ground, Line, PATIENCE, minted};
+use crate::ground::{Daemon, Ground, Line, PATIENCE, has, minted, put, skip_unless, text_of};
 
 /// What a session reads that may. The owner's token would be refused: this process led a session.
 fn metrics(ground: &Ground, token: &str) -> String {
@@ -188,4 +188,27 @@ fn a_session_that_ended_while_no_daemon_ran_is_counted_by_the_next_one() {
     assert_eq!(samples["authsock_sessions_ended_total{reason=\"leader_gone_while_stopped\"}"], 1.0);
     assert_eq!(samples["authsock_sessions_started_total"], 0.0);
     assert_eq!(samples["authsock_sessions"], 0.0);
+}
+
+#[test]
+fn the_script_of_the_manual_leaves_a_whole_file_of_samples() {
+    if skip_unless(has("curl"), "curl is not installed") {
+        return;
+    }
+    let ground = Ground::new();
+    let _daemon = ground.serve();
+    let manual = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    let blocks = manual.split("```sh\n").skip(1).filter_map(|block| block.split("```").next());
+    let script = blocks.filter(|block| block.contains("authsock.prom")).collect::<String>();
+    let (path, dir) = (ground.root().join("script"), ground.root().join("textfile"));
+    put(&path, &script, 0o600);
+    std::fs::create_dir(&dir).unwrap();
+    let mut run = ground.authsock(["run", "--name", "metrics", "--allow", "metrics", "--", "sh"]);
+    let output = run.arg(&path).arg(&dir).output().unwrap();
+    assert!(output.status.success(), "{}", text_of(&output));
+    let files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(files, ["authsock.prom"]);
+    let text = std::fs::read_to_string(dir.join("authsock.prom")).unwrap();
+    assert!(text.lines().all(|line| line.starts_with("authsock_")), "{text}");
+    assert_eq!(samples(&text)["authsock_sessions_started_total"], 1.0);
 }
