@@ -184,6 +184,12 @@ fn check(ground: &Ground, proxy: &Proxy, owner: &str) {
         "-H",
         "authsock-session-id: again",
         "-H",
+        "Authsock_Session_Id: owner",
+        "-H",
+        "Authsock-Session_Id: owner",
+        "-H",
+        "AUTHSOCK_UID: 0",
+        "-H",
         "Origin: https://some.where",
     ];
     // Allowed: the service hears who it is from authsock alone, and no token.
@@ -202,6 +208,11 @@ fn check(ground: &Ground, proxy: &Proxy, owner: &str) {
                 .map(|(_, value)| value)
                 .collect()
         };
+        // Nothing by a name that a service could take for one of these.
+        let alike = |line: &&String| {
+            line.to_ascii_lowercase().replace('_', "-").starts_with("authsock-") && line.contains('_')
+        };
+        assert_eq!(head.iter().filter(alike).count(), 0, "{head:?}");
         assert_eq!(named("Authsock-Session-Id"), [id.as_str()], "{head:?}");
         assert_eq!(named("Authsock-Session-Name"), ["%C3%A4%20name"]);
         assert_eq!(named("Authsock-Realm"), ["default"]);
@@ -210,6 +221,15 @@ fn check(ground: &Ground, proxy: &Proxy, owner: &str) {
         assert_eq!(named("Authsock-Peer"), ["unchecked"]);
         assert!(named("Authsock-Scopes")[0].starts_with("session:self "), "{head:?}");
         assert!(!told.to_string().contains(&token), "{head:?}");
+    }
+    // A proxy takes away what a client names as fields of one connection (RFC 9110, section 7.6.1): not ours, or the
+    // request goes no further.
+    for named in ["Authsock-Session-Id", "close, authsock-session-id", "Authsock-Uid, x"] {
+        let (status, _, told) =
+            proxy.ask(ground, &["-H", &authorization, "-H", &format!("Connection: {named}")]);
+        let is_whole =
+            told.contains(&format!("Authsock-Session-Id: {id}")) && told.contains("Authsock-Uid: ");
+        assert!(status == 400 || (status == 200 && is_whole), "{named}: {status} {told}");
     }
     // Refused: 401 is passed on, with what is missing; the service hears nothing.
     let wrong = format!("Authorization: Bearer {}", "0".repeat(64));
