@@ -45,8 +45,10 @@ const _: () = assert!(ROOM_MADE_WITHIN.as_secs() < LOCK_TIMEOUT.as_secs());
 /// How often the daemon looks whether its socket's file is still there.
 const SOCKET_CHECK: Duration = Duration::from_secs(15);
 
-/// How many refusals the owner is told of within a window of ten seconds; of the others it is told how many.
-const REFUSALS_TOLD: u32 = 10;
+/// How many refusals of one user the owner is told of within a window of ten seconds, and how many of all; of the others it is
+/// told how many.
+const REFUSALS_TOLD: u32 = 5;
+const REFUSALS_TOLD_OF_ALL: u32 = 20;
 /// By which subject.
 const REFUSED: &str = "$authsock.auth.refused";
 
@@ -611,15 +613,19 @@ impl Server {
 /// Counts what happens at the gate, and tells the owner of refusals: no more of them than leave room for what else the
 /// owner's realm is told.
 fn at_the_gate(metrics: &Arc<Metrics>, events: &Arc<Events>) -> Arc<dyn Observer> {
-    let (events, told) = (events.clone(), Bursts::of(REFUSALS_TOLD));
+    let events = events.clone();
+    let (of_one, of_all) = (Bursts::of(REFUSALS_TOLD), Bursts::of(REFUSALS_TOLD_OF_ALL));
     let tell = move |refused: &Refused<'_>| {
-        let Verdict::Log { left_out } = told.judge((), std::time::Instant::now()) else { return };
+        let now = std::time::Instant::now();
+        // Nobody's refusals hide another user's.
+        let Verdict::Log { left_out } = of_one.judge(refused.uid, now) else { return };
+        let Verdict::Log { left_out: left_out_of_all } = of_all.judge((), now) else { return };
         let data = json!({
             "code": refused.code.as_str(),
             "uid": refused.uid,
             "pid": refused.pid,
             "session": refused.session.map(SessionId::as_str),
-            "left_out": left_out,
+            "left_out": left_out + left_out_of_all,
         });
         events.tell(&Site::of_owner(), REFUSED, &data);
     };

@@ -698,7 +698,7 @@ fn the_owner_is_told_who_was_refused_and_nobody_else_is() {
         let mut refused = Line::connect(&ground.init_socket());
         assert_eq!(refused.plain(&wrong)["success"], false);
     }
-    for _ in 0..10 {
+    for _ in 0..5 {
         let event = told(&mut owner, "event");
         assert_eq!(event["subject"], "$authsock.auth.refused");
         assert_eq!(event["data"]["code"], "denied");

@@ -570,3 +570,24 @@ fn a_user_that_asks_about_tokens_may_do_that_and_nothing_else() {
     assert_eq!(ask(OWNER, "GET /v1/verify", &shown).unwrap().0, 401);
     drop(daemon);
 }
+
+#[test]
+fn whoever_is_refused_again_and_again_does_not_hide_another_user_s_refusal_from_the_owner() {
+    if skip_unless(is_root(), NEEDS_ROOT) {
+        return;
+    }
+    let ground = Ground::new();
+    let _daemon = ground.serve();
+    let mut owner = Line::connect(&ground.init_socket());
+    assert_eq!(owner.plain(&ground.token())["success"], true);
+    let subscribed = owner.call("events.subscribe", &json!({ "subjects": ["$authsock.auth.refused"] }));
+    assert!(subscribed["result"].is_object(), "{subscribed}");
+    open_all_doors(&ground);
+    let socket = ground.init_socket();
+    for uid in [STRANGER; 30].into_iter().chain([NOBODY + 1]) {
+        assert_eq!(refusal(&as_user(uid, || hear(&socket))), "peer_denied");
+    }
+    let told: Vec<u64> =
+        (0..6).map(|_| owner.receive().unwrap()["params"]["data"]["uid"].as_u64().unwrap()).collect();
+    assert_eq!(told, [[u64::from(STRANGER); 5].to_vec(), vec![u64::from(NOBODY) + 1]].concat());
+}
