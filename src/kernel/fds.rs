@@ -207,7 +207,9 @@ pub fn stderr_is_journal(env: crate::place::Env<'_>) -> bool {
 /// Whether the other end of a connection is closed for both ways (poll(2), POLLHUP): nobody is there to read an answer.
 /// One that only sends no more still reads.
 pub fn is_hung_up(connection: &impl AsFd) -> bool {
-    let mut asked = [PollFd::new(connection.as_fd(), PollFlags::empty())];
+    // Linux tells of a hang-up unasked; XNU only of a direction that is asked for, and of the one that we write to when
+    // nobody reads there any more.
+    let mut asked = [PollFd::new(connection.as_fd(), PollFlags::POLLOUT)];
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut asked, PollTimeout::ZERO).is_ok_and(|count| count > 0)
         && asked[0].revents().is_some_and(|events| events.intersects(gone))

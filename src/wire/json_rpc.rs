@@ -221,7 +221,8 @@ fn not_json(error: &serde_json::Error) -> RpcError {
 
 #[derive(Deserialize)]
 struct RequestLine<'a> {
-    jsonrpc: &'a str,
+    #[serde(borrow)]
+    jsonrpc: Cow<'a, str>,
     #[serde(borrow, default, deserialize_with = "present")]
     id: Option<&'a RawValue>,
     #[serde(borrow)]

@@ -300,7 +300,7 @@ fn answers_to_what_came_together_leave_together() {
         .chain([batch(3, |id| json!({ "jsonrpc": "2.0", "id": 100 + id, "method": "ping" }))])
         .collect();
     line.stream().write_all_at_once(&sent);
-    // A stream socket keeps what each write brought apart for as long as nobody reads: one read gives one write's bytes.
+    // Answers that left one by one would mostly be read one by one.
     let mut chunk = [0u8; 8192];
     let read = nix::unistd::read(line.stream(), &mut chunk).unwrap();
     assert_eq!(chunk[..read].iter().filter(|byte| **byte == b'\n').count(), 21);
