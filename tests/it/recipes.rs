@@ -222,6 +222,12 @@ fn check(ground: &Ground, proxy: &Proxy, owner: &str) {
         assert!(named("Authsock-Scopes")[0].starts_with("session:self "), "{head:?}");
         assert!(!told.to_string().contains(&token), "{head:?}");
     }
+    // What a client asks the service is no matter of authsock's, also where authsock itself would refuse it.
+    for target in ["/?token=x", "/?access_token=x&a=b", "/?a=[1]", "/?a=b|c", "/?a=50%"] {
+        let (status, _, told) = proxy.ask(ground, &["-H", &authorization, "--request-target", target]);
+        assert_eq!(status, 200, "{target}: {told}");
+        assert!(told.contains(&format!("\"GET {target} HTTP/1.")), "{target}: {told}");
+    }
     // A proxy takes away what a client names as fields of one connection (RFC 9110, section 7.6.1): not ours, or the
     // request goes no further.
     for named in ["Authsock-Session-Id", "close, authsock-session-id", "Authsock-Uid, x"] {
