@@ -384,12 +384,17 @@ pub fn challenges<'a>(
     value
 }
 
-/// Whether a query names a token, in whatever way it is written: there it would be logged and remembered all along the way
-/// (RFC 6750, section 5.3).
+/// Whether a query has a token, by a name that says so or by its 64 digits: there it would be logged and remembered all
+/// along the way (RFC 6750, section 5.3). A subject may have 64 digits of its own, such as a digest's.
 pub fn has_token(query: &str) -> bool {
-    form_urlencoded::parse(query.as_bytes()).any(|(name, _)| {
+    // Some take a semicolon for an ampersand.
+    let mut pairs = query.split(';').flat_map(|part| form_urlencoded::parse(part.as_bytes()));
+    pairs.any(|(name, value)| {
         let name = name.trim().to_ascii_lowercase();
+        let is_token = |text: &str| Token::parse(text.as_bytes()).is_ok();
         matches!(name.as_str(), "token" | "access_token" | "auth_token" | "authorization" | "bearer_token")
+            || is_token(&name)
+            || (name != "subject" && is_token(value.trim()))
     })
 }
 
@@ -644,6 +649,14 @@ mod tests {
             "+token=a",
         ] {
             assert!(has_token(query), "{query}");
+        }
+        let digits = "0123456789abcDEF".repeat(4);
+        for query in ["key=", "", "a=b;c=", "token%5B%5D=", "since=1&a=+", "%2574oken="] {
+            assert!(has_token(&format!("{query}{digits}")), "{query}");
+        }
+        for query in [format!("subject={digits}"), format!("key={digits}0"), format!("key={}", &digits[1..])]
+        {
+            assert!(!has_token(&query), "{query}");
         }
         for query in ["", "a=token", "tokens=a", "subject=token", "token_type_hint=a"] {
             assert!(!has_token(query), "{query}");

@@ -89,6 +89,10 @@ fn what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_carried_out(
         ("a tunnel", format!("CONNECT x:1 HTTP/1.1\r\n{auth}\r\n"), 405),
         ("a token in the query", format!("GET /v1/whoami?token={owner} HTTP/1.1\r\n{auth}\r\n"), 400),
         ("… spelled otherwise", format!("GET /v1/whoami?a=b&%54oken={owner} HTTP/1.1\r\n{auth}\r\n"), 400),
+        ("… by another name", format!("GET /v1/whoami?key={owner} HTTP/1.1\r\n{auth}\r\n"), 400),
+        ("… without a name", format!("GET /v1/whoami?{owner} HTTP/1.1\r\n{auth}\r\n"), 400),
+        ("… behind a semicolon", format!("GET /v1/whoami?a=b;token={owner} HTTP/1.1\r\n{auth}\r\n"), 400),
+        ("… in a list", format!("GET /v1/whoami?token%5B%5D={owner} HTTP/1.1\r\n{auth}\r\n"), 400),
         (
             "… by RFC 6750's name",
             format!("GET /metrics?access_token={owner} HTTP/1.1\r\nHost: x\r\n\r\n"),
