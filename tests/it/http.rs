@@ -782,3 +782,95 @@ fn a_storm_of_wrong_tokens_is_counted_and_logged_within_bounds() {
     assert!(logged.matches("refused process").count() <= 60, "{}", logged.matches("refused process").count());
     assert!(!logged.contains(&wrong) && !logged.contains(&owner));
 }
+
+#[test]
+fn a_request_that_is_under_way_when_the_daemon_stops_is_answered() {
+    let (ground, mut daemon, owner) = served_with("");
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+    let mut http = Http::connect(&ground.init_socket());
+    http.send(&format!(
+        "POST /v1/rpc HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {owner}\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    ));
+    // It has proven itself, and its body is waited for.
+    assert_eq!(http.receive().unwrap().status, 100);
+    http.send(&body[..10]);
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    daemon.wait_for_log("asked to stop");
+    http.send(&body[10..]);
+    let answer = http.receive().unwrap();
+    assert_eq!((answer.status, answer.closes()), (200, true), "{answer:?}");
+    assert_eq!(answer.json()["result"]["pong"], true);
+    assert!(http.is_closed());
+    assert!(daemon.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_stream_outlives_what_is_set_for_requests_and_for_what_lies_between() {
+    let (ground, _daemon, owner) = served_with(
+        "[handshake]\ntimeout_seconds = 1\n[http]\nrequest_seconds = 1\nidle_seconds = 1\n[events]\nheartbeat_seconds = 1\n",
+    );
+    let mut stream = Stream::begin(&ground, &owner, "?subject=a", "");
+    stream.told("subscribed");
+    for _ in 0..3 {
+        assert_eq!(stream.frame().unwrap().get(""), Some(&String::new()), "a heartbeat");
+    }
+    publish(&mut line(&ground, &owner), "a", json!("still"));
+    assert_eq!(stream.told("").1["data"], "still");
+}
+
+#[test]
+fn a_target_is_its_path_whatever_host_stands_before_it() {
+    let (ground, _daemon, owner) = served_with("");
+    let mut http = Http::connect(&ground.init_socket());
+    for (target, status) in [
+        ("http://x/v1/whoami", 200),
+        ("https://some.where:1/v1/whoami", 200),
+        ("http://x", 404),
+        ("//v1/whoami", 404),
+        ("/v1/%77hoami", 404),
+        ("http://x/v1/whoami/..", 404),
+    ] {
+        assert_eq!(http.ask(&format!("GET {target}"), &owner, "").status, status, "{target}");
+    }
+    assert_eq!(http.ask("OPTIONS *", &owner, "").status, 404);
+    // A head alone, of a stream too: nothing comes behind it.
+    http.send(&request("HEAD /v1/events", &owner));
+    let answer = http.head().unwrap();
+    assert_eq!((answer.status, answer.field("content-type")), (200, "text/event-stream"));
+    assert_eq!(http.ask("GET /v1/whoami", &owner, "").status, 200);
+}
+
+/// Only Linux names the one that connected; macOS names the one that used it last.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_connection_whose_process_is_gone_is_nobody_s_also_with_a_valid_token() {
+    if skip_unless(has("python3"), "python3 is not installed") {
+        return;
+    }
+    let (ground, daemon, owner) = served_with("");
+    // The one that connects ends, and the one that asks got the connection from it.
+    let script = "import os, socket, sys
+token = sys.stdin.read()
+ours, theirs = socket.socketpair()
+if not (pid := os.fork()):
+    made = socket.socket(socket.AF_UNIX)
+    made.connect(sys.argv[1])
+    socket.send_fds(theirs, [b'x'], [made.fileno()])
+    os._exit(0)
+os.waitpid(pid, 0)
+made = socket.socket(fileno=socket.recv_fds(ours, 1, 1)[1][0])
+made.settimeout(20)
+made.sendall(f'GET /v1/whoami HTTP/1.1\\r\\nHost: x\\r\\nAuthorization: Bearer {token}\\r\\n\\r\\n'.encode())
+print(made.makefile().read())";
+    let mut command = ground.command("python3");
+    command.args(["-c", script]).arg(ground.init_socket());
+    let mut asks =
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    asks.stdin.take().unwrap().write_all(owner.as_bytes()).unwrap();
+    let output = asks.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("HTTP/1.1 403 ") && text.contains("is gone"), "{text}");
+    assert!(!text.contains("\"session\""));
+    daemon.wait_for_log("peer_gone");
+}
