@@ -874,3 +874,92 @@ print(made.makefile().read())";
     assert!(!text.contains("\"session\""));
     daemon.wait_for_log("peer_gone");
 }
+
+/// What the document refers to.
+fn resolved<'a>(document: &'a Value, mut node: &'a Value) -> &'a Value {
+    while let Some(place) = node["$ref"].as_str() {
+        node = document.pointer(place.strip_prefix('#').unwrap()).unwrap_or_else(|| panic!("no {place}"));
+    }
+    node
+}
+
+#[test]
+fn every_status_that_the_document_names_is_told_and_has_what_it_says() {
+    let document: Value = serde_json::from_str(include_str!("../../docs/openapi.json")).unwrap();
+    let (ground, _daemon, owner) =
+        served_with("[handshake]\ntimeout_seconds = 1\n[http]\nrequest_seconds = 1\n");
+    let (full, _full_daemon, full_owner) = served_with("[limits]\nconnections = 1\n");
+    let mut only = Http::connect(&full.init_socket());
+    assert_eq!(only.ask("GET /v1/whoami", &full_owner, "").status, 200);
+    let rpc = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#.to_owned();
+    let form = format!("token={owner}");
+    let mut asked = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let method = method.to_uppercase();
+            for (status, answer) in operation["responses"].as_object().unwrap() {
+                let status: u16 = status.parse().unwrap();
+                let (kind, body) = match (path.as_str(), status) {
+                    ("/v1/rpc", 204) => ("application/json", rpc.replace(r#""id":1,"#, "")),
+                    ("/v1/rpc", _) => ("application/json", rpc.clone()),
+                    ("/v1/introspect", _) => ("application/x-www-form-urlencoded", form.clone()),
+                    _ => ("", String::new()),
+                };
+                let kind = if status == 415 { "text/plain" } else { kind };
+                let query = match (path.as_str(), status) {
+                    (_, 400) => "?token=x".to_owned(),
+                    (_, 414) => format!("?a={}", "x".repeat(20_000)),
+                    ("/v1/events", _) => "?follow=false".to_owned(),
+                    _ => String::new(),
+                };
+                let (ground, owner) = if status == 503 { (&full, &full_owner) } else { (&ground, &owner) };
+                let proof = match status {
+                    401 => String::new(),
+                    _ => format!("Authorization: Bearer {owner}\r\nAuthsock-Asker: Bearer {owner}\r\n"),
+                };
+                let more = match status {
+                    403 => "Origin: http://x\r\n".to_owned(),
+                    413 => "Content-Length: 1048577\r\n".to_owned(),
+                    431 => "A: b\r\n".repeat(70),
+                    _ if body.is_empty() => String::new(),
+                    _ => format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", body.len()),
+                };
+                // One that dawdles does not get to the end of its head.
+                let end =
+                    if status == 408 { String::new() } else { format!("Connection: close\r\n\r\n{body}") };
+                let mut http = Http::connect(&ground.init_socket());
+                http.send(&format!("{method} {path}{query} HTTP/1.1\r\nHost: x\r\n{proof}{more}{end}"));
+                asked.push((format!("{method} {path} {status}"), status, resolved(&document, answer), http));
+            }
+        }
+    }
+    assert!(asked.len() > 60);
+    for (what, status, documented, mut http) in asked {
+        let head = http.head().unwrap_or_else(|| panic!("{what}: nothing"));
+        assert_eq!(head.status, status, "{what}: {head:?}");
+        let mut body = String::new();
+        http.0.read_to_string(&mut body).unwrap();
+        for (name, field) in documented["headers"].as_object().into_iter().flatten() {
+            let is_there = !head.field(&name.to_lowercase()).is_empty();
+            assert!(is_there || field["required"] != true, "{what}: no {name}");
+        }
+        let kind = head.field("content-type").split(';').next().unwrap();
+        let Some(content) = documented.get("content").and_then(Value::as_object) else {
+            assert_eq!((kind, body.as_str()), ("", ""), "{what}");
+            continue;
+        };
+        let content = content.get(kind).unwrap_or_else(|| panic!("{what}: {kind:?} is not documented"));
+        if !kind.ends_with("json") {
+            continue;
+        }
+        let told: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("{what}: {body}"));
+        let mut schema = resolved(&document, &content["schema"]);
+        if let Some(first) = schema["oneOf"].get(0).or(schema["anyOf"].get(0)) {
+            schema = resolved(&document, first);
+        }
+        for name in schema["required"].as_array().into_iter().flatten() {
+            assert!(told.get(name.as_str().unwrap()).is_some(), "{what}: no {name} in {body}");
+        }
+        assert!(kind != "application/problem+json" || told["status"] == status, "{what}: {body}");
+    }
+}
