@@ -208,6 +208,17 @@ pub(super) fn refuse_plain(settings: &Settings) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Refuses a token that stands for somebody where only those of sessions may be shown.
+pub(super) fn refuse_shown(proven: &Proven, admitted: &Admitted, settings: &Settings) -> Result<(), Refused> {
+    let stands = admitted.session.stands_for_somebody();
+    if proven.way() == Way::Plain && settings.plain == Plain::Sessions && stands {
+        let reason = "the token of the owner, or of a user, was shown (handshake.plain = \"sessions\")";
+        let refusal = Refusal::new(Code::NotPermitted, reason);
+        return Err(Refused { refusal, session: Some(admitted.session.id) });
+    }
+    Ok(())
+}
+
 /// From a proven token to a session that may come in here.
 pub(super) fn admit(
     proven: &Proven,
@@ -223,15 +234,7 @@ pub(super) fn admit(
     )?;
     let session = Some(admitted.session.id);
     let not = |code, reason: &str| Err(Refused { refusal: Refusal::new(code, reason), session });
-    if proven.way() == Way::Plain
-        && settings.plain == Plain::Sessions
-        && admitted.session.stands_for_somebody()
-    {
-        return not(
-            Code::NotPermitted,
-            "the token of the owner, or of a user, was shown (handshake.plain = \"sessions\")",
-        );
-    }
+    refuse_shown(proven, &admitted, settings)?;
     if proven.service() != CONTROL {
         return not(Code::UnknownService, "no service of that name is configured");
     }

@@ -75,14 +75,17 @@ impl Policy {
 
     /// Whether a peer may connect. Its other groups are asked for only if they decide.
     pub fn admits(&self, peer: &Peer, groups: impl FnOnce() -> Vec<u32>) -> bool {
+        let is_in_group = |others: &Others| others.gids.contains(&peer.gid);
+        self.others.as_ref().is_some_and(is_in_group) || self.vouches_for(peer.uid, groups)
+    }
+
+    /// Whether a user whose process is not there would be admitted. `groups` are asked for only if they decide.
+    fn vouches_for(&self, uid: u32, groups: impl FnOnce() -> Vec<u32>) -> bool {
         let is_among = |others: &Others| {
-            others.uids.contains(&peer.uid)
-                || others.gids.contains(&peer.gid)
+            others.uids.contains(&uid)
                 || (!others.gids.is_empty() && groups().iter().any(|group| others.gids.contains(group)))
         };
-        peer.uid == self.uid
-            || (peer.uid == 0 && self.allow_root)
-            || self.others.as_ref().is_some_and(is_among)
+        uid == self.uid || (uid == 0 && self.allow_root) || self.others.as_ref().is_some_and(is_among)
     }
 
     /// Why a user is not admitted, and what would change that.

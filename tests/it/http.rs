@@ -184,7 +184,7 @@ fn request(line: &str, token: &str) -> String {
 
 #[test]
 fn a_token_comes_by_the_configured_schemes_only_and_in_any_case() {
-    let (ground, _daemon, owner) = served_with("[http]\nschemes = [\"Bearer\", \"ClaudeMesh-Session\"]\n");
+    let (ground, _daemon, owner) = served_with("[http]\nschemes = [\"ClaudeMesh-Session\", \"Bearer\"]\n");
     for (scheme, status) in [
         ("Bearer", 200),
         ("bEARER", 200),
@@ -198,6 +198,8 @@ fn a_token_comes_by_the_configured_schemes_only_and_in_any_case() {
         assert_eq!(answer.status, status, "{scheme}");
         if status == 401 {
             assert!(answer.field("www-authenticate").contains("ClaudeMesh-Session realm="), "{answer:?}");
+            // What is recommended is what is taken.
+            assert!(answer.json()["detail"].as_str().unwrap().contains("with ClaudeMesh-Session and"));
         }
     }
 }
@@ -273,6 +275,9 @@ fn what_is_configured_of_plain_tokens_holds_over_http_too() {
         // The session is made by the program itself, which proves the token.
         let ask = |token: &str| Http::connect(&ground.init_socket()).ask("GET /v1/whoami", token, "").status;
         assert_eq!(ask(&owner), owner_status, "{plain}");
+        let refused = Http::connect(&ground.init_socket()).ask("GET /v1/whoami", &owner, "").json();
+        let detail = refused["detail"].as_str().unwrap();
+        assert!(detail.contains("handshake.plain") && detail.contains("the proof handshake"), "{refused}");
         let script = "cat \"$AUTHSOCK_TOKEN_FILE\"; echo; cat";
         let mut run = ground.authsock(["run", "--bind", "uid", "--", "sh", "-c", script]);
         let mut run =
@@ -665,8 +670,25 @@ fn introspection_tells_of_one_s_own_token_and_of_others_to_whoever_may_ask() {
     // What has the id of a token but is another one.
     let other = Token::generate().unwrap().reveal().to_string();
     assert_eq!(ask(&asker, &other), nothing);
+    // Or as whoever asks for a proxy: by a field of its own.
+    let ask_as = |by: &str| {
+        let body = format!("token={token}");
+        let form = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length";
+        let mut http = Http::connect(&ground.init_socket());
+        let asks = format!("Host: x\r\nAuthsock-Asker: Bearer {by}\r\n{form}: {}\r\n\r\n{body}", body.len());
+        http.send(&format!("POST /v1/introspect HTTP/1.1\r\n{asks}"));
+        http.receive().unwrap()
+    };
+    assert_eq!(ask_as(&asker).json()["sub"], id);
+    for by in [token.as_str(), &other] {
+        let answer = ask_as(by);
+        assert_eq!((answer.status, answer.closes()), (401, true), "{answer:?}");
+        assert!(answer.field("www-authenticate").starts_with("Bearer realm="), "{answer:?}");
+        assert!(answer.json()["detail"].as_str().unwrap().contains("scope verify"), "{answer:?}");
+    }
     control.call("session.revoke", &json!({ "id": id }));
     assert_eq!(ask(&asker, &token), nothing);
+    assert_eq!(ask_as(&asker).json(), nothing);
 }
 
 #[test]

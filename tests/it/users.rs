@@ -1,5 +1,6 @@
 //! Other users, and users that the kernel cannot name: refused by their credentials alone, with every other guard opened.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -429,8 +430,9 @@ fn the_same_numeric_uid_in_other_namespaces_is_neither_the_same_user_nor_enough(
     assert!(daemon.wait_for_log("peer_denied").contains(&format!("uid {STRANGER} is not uid 0")));
 }
 
-/// The names of the sockets that a process holds, as the kernel lists them; abstract ones begin with @.
-fn names_of_sockets(pid: &str) -> Vec<String> {
+/// The names of the sockets that a process holds, as the kernel lists them, each once: a connection has its listener's.
+/// Abstract ones begin with @.
+fn names_of_sockets(pid: &str) -> BTreeSet<String> {
     let held: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
@@ -451,10 +453,10 @@ fn no_socket_of_a_daemon_is_abstract_and_none_can_be_named() {
     // Started by an init system, and by a client.
     let daemon = ground.serve();
     let names = names_of_sockets(&daemon.child.id().to_string());
-    assert_eq!(names, [ground.init_socket().to_str().unwrap()]);
+    assert_eq!(names, [ground.init_socket().to_str().unwrap().to_owned()].into());
     let ground = Ground::new();
     let pid = ground.json(["whoami"])["daemon"]["pid"].to_string();
-    assert_eq!(names_of_sockets(&pid), [ground.ondemand_socket().to_str().unwrap()]);
+    assert_eq!(names_of_sockets(&pid), [ground.ondemand_socket().to_str().unwrap().to_owned()].into());
     let output = ground.authsock(["whoami"]).env("AUTHSOCK_SOCKET", "@authsock").output().unwrap();
     assert!(!output.status.success(), "{}", text_of(&output));
     let named = ["AUTHSOCK_SOCKET", "AUTHSOCK_TOKEN_FILE"];
@@ -569,6 +571,76 @@ fn a_user_that_asks_about_tokens_may_do_that_and_nothing_else() {
     as_user(STRANGER, || assert_eq!(refusal(&hear(&socket)), "peer_denied"));
     assert_eq!(ask(OWNER, "GET /v1/verify", &shown).unwrap().0, 401);
     drop(daemon);
+}
+
+#[test]
+fn nobody_is_vouched_for_whom_a_reload_has_taken_out_of_the_policy() {
+    if skip_unless(is_root(), NEEDS_ROOT) {
+        return;
+    }
+    // Every machine has this user, in a group of its own (hier of Debian, Fedora, Arch: uid 1, gid 1).
+    const IN_A_GROUP: u32 = 1;
+    let listed = std::fs::read_to_string("/etc/passwd").unwrap();
+    let in_its_group = |line: &str| line.split(':').skip(2).take(2).eq(["1", "1"]);
+    if skip_unless(listed.lines().any(in_its_group), "there is no user 1 in the group 1") {
+        return;
+    }
+    let ground = Ground::new();
+    let config = ground.root().join("system.toml");
+    let configure = |policy: &str| put(&config, &format!("[policy]\n{policy}\n"), 0o600);
+    configure(&format!("users = [{OWNER}]\ngroups = [{IN_A_GROUP}]"));
+    let (binary, path) = (ground.binary.display(), config.display());
+    let script = format!("LISTEN_PID=$$ exec '{binary}' --system --config '{path}' serve");
+    let listener = bind_private(&ground.init_socket());
+    open_all_doors(&ground);
+    let daemon = Daemon::start(&ground, listener, |command| {
+        command.env("INSTEAD", &script);
+    });
+    let socket = ground.init_socket();
+    let asker = std::fs::read_to_string(ground.state().join("token")).unwrap();
+    let token_of = |uid: u32| {
+        as_user(uid, || {
+            let mut line = Line::connect(&socket);
+            let (id, nonce) = ("0".repeat(16), "0".repeat(64));
+            line.send_json(&json!({ "type": "auth", "v": 1, "token_id": id, "nonce": nonce }));
+            assert_eq!(line.receive().unwrap()["type"], "challenge");
+        });
+        std::fs::read_to_string(ground.state().join(format!("users/{uid}/token"))).unwrap()
+    };
+    let tokens = [OWNER, IN_A_GROUP].map(token_of);
+    // Whom verify and introspection vouch for, of these two.
+    let vouched = || {
+        tokens.each_ref().map(|token| {
+            let mut http = Http::connect(&socket);
+            let asks = format!("Host: x\r\nAuthsock-Asker: Bearer {asker}\r\n");
+            http.send(&format!("GET /v1/verify HTTP/1.1\r\n{asks}Authorization: Bearer {token}\r\n\r\n"));
+            let verified = http.receive().unwrap();
+            let body = format!("token={token}");
+            let form = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length";
+            http.send(&format!("POST /v1/introspect HTTP/1.1\r\n{asks}{form}: {}\r\n\r\n{body}", body.len()));
+            let told: Value = serde_json::from_str(&http.receive().unwrap().body).unwrap();
+            let is_good = verified.status == 200;
+            assert!(is_good || verified.status == 401, "{verified:?}");
+            assert_eq!(told["active"], is_good, "{told}");
+            assert!(is_good || told == json!({ "active": false }), "{told}");
+            is_good
+        })
+    };
+    assert_eq!(vouched(), [true, true]);
+    for (policy, expected) in [
+        (format!("users = [{OWNER}]"), [true, false]),
+        (format!("groups = [{IN_A_GROUP}, {STRANGER}]"), [false, true]),
+        (format!("groups = [{OWNER}, {STRANGER}]"), [false, false]),
+        (String::new(), [false, false]),
+        // They are not forgotten.
+        (format!("users = [{OWNER}, {IN_A_GROUP}]"), [true, true]),
+    ] {
+        configure(&policy);
+        daemon.signal(Signal::SIGHUP);
+        daemon.wait_for("RELOADING=1");
+        daemon.wait_for("READY=1");
+        assert_eq!(vouched(), expected, "{policy}");
+    }
 }
 
 #[test]

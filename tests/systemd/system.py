@@ -457,6 +457,38 @@ def _():
     assert status["mode"] == "system"
 
 
+def verified(token):
+    """What a proxy is told of a token: it asks with root's own."""
+    with open(f"{STATE}/token", encoding="ascii") as file:
+        asker = file.read()
+    secrets.add(asker)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+        stream.settimeout(PATIENCE)
+        stream.connect(SOCKET)
+        fields = f"Host: x\r\nConnection: close\r\nAuthsock-Asker: Bearer {asker}\r\nAuthorization: Bearer {token}\r\n"
+        stream.sendall(f"GET /v1/verify HTTP/1.1\r\n{fields}\r\n".encode())
+        return int(stream.makefile().readline().split()[1])
+
+
+@check("a proxy is told that no token is worth anything whose user a reload, or the machine's own lists, no longer admit")
+def _():
+    fresh()
+    for user in (ada, bob):
+        user.answered("whoami")
+    tokens = [user.token() for user in (ada, bob)]
+    assert [verified(token) for token in tokens] == [200, 200]
+    # The lists are asked, with the confinement of the unit.
+    assert run("gpasswd", "-d", "bob", GROUP).returncode == 0
+    try:
+        assert [verified(token) for token in tokens] == [200, 401]
+    finally:
+        assert run("gpasswd", "-a", "bob", GROUP).returncode == 0
+    assert [verified(token) for token in tokens] == [200, 200]
+    configure(f'[policy]\ngroups = ["{GROUP}"]\n')
+    systemctl("reload", "authsock.service")
+    assert [verified(token) for token in tokens] == [401, 200]
+
+
 @check("the scopes that the configuration gives are what a user's session may do, and what has more ends at a reload")
 def _():
     fresh(POLICY + 'scopes = ["session:create", "service:docker"]\n')

@@ -20,7 +20,7 @@ use super::metrics;
 use super::requests::{Requests, Then};
 use super::sessions::Standing;
 use crate::config::Scheme;
-use crate::gate::http::{Bearer, Body, Door, HttpConnection, Service, problem, whole};
+use crate::gate::http::{ASKER, Bearer, Body, Door, HttpConnection, Service, problem, whole};
 use crate::gate::lock;
 use crate::handshake::server::Way;
 use crate::session::Session;
@@ -151,11 +151,14 @@ impl Pages {
             return (not_allowed(route), None);
         }
         match page {
-            Some(Page::Verify) => return (verify::verify(&request, door), None),
-            Some(Page::Introspect)
-                if !request.headers().contains_key(AUTHORIZATION) && door.is_verifier() =>
-            {
-                return (verify::introspect(request, door, None).await, None);
+            Some(Page::Verify) => return (verify::verify(&request, door).await, None),
+            Some(Page::Introspect) if !request.headers().contains_key(AUTHORIZATION) => {
+                if verify::may_ask(request.headers(), door) {
+                    return (verify::introspect(request, door, None).await, None);
+                }
+                if request.headers().contains_key(ASKER) {
+                    return (closing(verify::refuse_asker(door)), None);
+                }
             }
             _ => {}
         }

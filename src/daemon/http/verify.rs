@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -24,27 +24,41 @@ const VERIFY: &str = "verify";
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Answers 200 and who it is, or 401; nothing else, and never a body.
-pub(super) fn verify(request: &Request<Incoming>, door: &Arc<Door>) -> Response<Body> {
+pub(super) async fn verify(request: &Request<Incoming>, door: &Arc<Door>) -> Response<Body> {
     let fields = request.headers();
-    let may_ask = match fields.get(ASKER) {
-        Some(asker) => {
-            door.prove(Some(asker)).is_ok_and(|asker| has_scope(&asker.admitted().session, VERIFY))
-        }
-        None => door.is_verifier(),
-    };
-    if !may_ask {
+    if !may_ask(fields, door) {
         door.refuse_asker();
         return unauthorized(door, false);
     }
     let shown = fields.get(AUTHORIZATION);
-    match door.judge(shown) {
+    match door.judge(shown).await {
         Some(Admitted { session, .. }) => identified(&session),
         None => unauthorized(door, shown.is_some()),
     }
 }
 
+/// Whether somebody may ask about everybody's tokens: by the token that it sends for itself, or else by its user alone.
+pub(super) fn may_ask(fields: &HeaderMap, door: &Door) -> bool {
+    match fields.get(ASKER) {
+        Some(asker) => {
+            door.prove(Some(asker)).is_ok_and(|asker| has_scope(&asker.admitted().session, VERIFY))
+        }
+        None => door.is_verifier(),
+    }
+}
+
+/// Tells whoever may not ask what would let it.
+pub(super) fn refuse_asker(door: &Door) -> Response<Body> {
+    door.refuse_asker();
+    let detail = "Authsock-Asker takes a token that has the scope verify; without that field ask as a user in policy.verifiers, or with a token of your own in Authorization";
+    challenged(problem(StatusCode::UNAUTHORIZED, detail), door, false)
+}
+
 fn unauthorized(door: &Door, is_shown: bool) -> Response<Body> {
-    let mut answer = whole(StatusCode::UNAUTHORIZED, "", Bytes::new());
+    challenged(whole(StatusCode::UNAUTHORIZED, "", Bytes::new()), door, is_shown)
+}
+
+fn challenged(mut answer: Response<Body>, door: &Door, is_shown: bool) -> Response<Body> {
     let schemes = door.schemes();
     let error = is_shown.then_some("invalid_token");
     let value = challenges(schemes.iter().map(Scheme::as_str), error, None);
@@ -91,17 +105,24 @@ pub(super) async fn introspect(
     let (Some(token), None) = (tokens.next(), tokens.next()) else {
         return problem(StatusCode::BAD_REQUEST, "one parameter token is expected (RFC 7662, section 2.1)");
     };
-    let answer = Token::parse(token.as_bytes()).ok().and_then(|token| {
-        // Its own token was just proven, by the very process that asks.
-        if let Some(own) = asker.map(Bearer::admitted).filter(|own| own.token_id == token.id()) {
-            return door.is_genuine(token).then(|| tell(&own.session, "checked"));
-        }
-        let may_ask = asker.is_none_or(|asker| has_scope(&asker.admitted().session, VERIFY));
-        let judged = may_ask.then(|| door.judge_token(token)).flatten()?;
-        Some(tell(&judged.session, "unchecked"))
-    });
+    let answer = match Token::parse(token.as_bytes()) {
+        Ok(token) => worth(token, door, asker).await,
+        Err(_) => None,
+    };
     let answer = answer.unwrap_or_else(|| json!({ "active": false }));
     whole(StatusCode::OK, JSON, answer.to_string())
+}
+
+async fn worth(token: Token, door: &Door, asker: Option<&Bearer>) -> Option<Value> {
+    // Its own token was just proven, by the very process that asks.
+    if let Some(own) = asker.map(Bearer::admitted).filter(|own| own.token_id == token.id()) {
+        return door.is_genuine(token).then(|| tell(&own.session, "checked"));
+    }
+    if asker.is_some_and(|asker| !has_scope(&asker.admitted().session, VERIFY)) {
+        return None;
+    }
+    let judged = door.judge_token(token).await?;
+    Some(tell(&judged.session, "unchecked"))
 }
 
 fn tell(session: &Session, peer: &str) -> Value {

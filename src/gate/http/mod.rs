@@ -8,6 +8,7 @@
 mod io;
 pub(super) mod unserved;
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -30,12 +31,12 @@ use super::admission::{self, Refused};
 use super::line::{self, Buffer};
 use super::seats::Seat;
 use super::{REFUSAL_TIMEOUT, Settings, Shared, lock, now};
-use crate::config::{Plain, Scheme};
+use crate::config::Scheme;
 use crate::handshake::server::{Presented, Refusal, Way};
-use crate::kernel::fds;
 use crate::kernel::peer::{self, Peer};
+use crate::kernel::{accounts, fds};
 use crate::secret::token::Token;
-use crate::session::registry::{Admitted, NotAdmitted};
+use crate::session::registry::Admitted;
 use crate::wire::auth::Code;
 use crate::wire::http::{NoToken, PROBLEM, Problem, Violation, challenges, read_authorization};
 use io::{Io, Watch};
@@ -262,23 +263,76 @@ impl Door {
 
     /// What a token is worth that somebody else showed to whoever asks: it is judged without a process, so that one
     /// which is bound to a tree of processes is worth nothing here.
-    pub fn judge(&self, field: Option<&HeaderValue>) -> Option<Admitted> {
+    pub async fn judge(&self, field: Option<&HeaderValue>) -> Option<Admitted> {
         let settings = lock(&self.shared.settings).clone();
-        self.judge_token(self.read(field, &settings).ok()?)
+        self.judge_token(self.read(field, &settings).ok()?).await
     }
 
     /// As above, for a token that came in another way.
-    pub fn judge_token(&self, token: Token) -> Option<Admitted> {
+    pub async fn judge_token(&self, token: Token) -> Option<Admitted> {
+        let admitted = match self.try_judge(token) {
+            Ok(admitted) => admitted,
+            Err(Refused { refusal, session }) => {
+                self.log_judged(&refusal.reason, session.as_ref());
+                return None;
+            }
+        };
+        // Whose it is may be admitted no more, and is not there to be turned away.
+        let uid = admitted.session.uid;
+        if !self.is_vouched_for(uid).await {
+            let reason = lock(&self.shared.settings).policy.refusal_of(uid);
+            self.log_judged(&reason, Some(&admitted.session.id));
+            return None;
+        }
+        Some(admitted)
+    }
+
+    fn try_judge(&self, token: Token) -> Result<Admitted, Refused> {
         let settings = lock(&self.shared.settings).clone();
-        admission::refuse_plain(&settings).ok()?;
+        admission::refuse_plain(&settings)?;
         let presented = Presented::shown(token);
         let token_id = presented.token_id();
         let registry = lock(&self.shared.registry);
-        let _ = presented.judge(registry.verifier(token_id)).ok()?;
-        let judged: Result<Admitted, NotAdmitted> = registry.judge(token_id, now());
-        let is_shown_in_vain =
-            |admitted: &Admitted| settings.plain == Plain::Sessions && admitted.session.stands_for_somebody();
-        judged.ok().filter(|admitted| !is_shown_in_vain(admitted))
+        let proven = presented.judge(registry.verifier(token_id))?;
+        let admitted = registry.judge(token_id, now())?;
+        admission::refuse_shown(&proven, &admitted, &settings)?;
+        Ok(admitted)
+    }
+
+    /// Whether the policy admits a user, in whatever process.
+    async fn is_vouched_for(&self, uid: u32) -> bool {
+        let policy = lock(&self.shared.settings).policy.clone();
+        if policy.vouches_for(uid, Vec::new) {
+            return true;
+        }
+        if policy.others.as_ref().is_none_or(|others| others.gids.is_empty()) {
+            return false;
+        }
+        // The lists may be in the network, and nobody else waits for them.
+        let listed = tokio::task::spawn_blocking(move || accounts::groups_of(uid)).await;
+        match listed {
+            Ok(Ok(groups)) => policy.vouches_for(uid, || groups),
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    authsock_event = "groups_unknown",
+                    "a token of uid {uid} is worth nothing at present: its groups cannot be looked up: {error}"
+                );
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn log_judged(&self, reason: &str, session: Option<&crate::session::SessionId>) {
+        tracing::debug!(
+            authsock_event = "worth_nothing",
+            authsock_session = session.map(crate::session::SessionId::as_str),
+            authsock_peer_uid = self.peer.uid,
+            authsock_peer_pid = self.peer.pid.0,
+            "process {} (uid {}) was told that a token is worth nothing: {reason}",
+            self.peer.pid,
+            self.peer.uid
+        );
     }
 
     /// Whether the policy still admits the peer.
@@ -325,11 +379,18 @@ impl NotProven {
         let status = self.status();
         let detail = match self.code {
             Code::Denied if !self.is_shown => {
-                "this needs a token: send the header field Authorization with Bearer and its 64 hexadecimal digits"
+                let scheme = schemes.first().map_or("Bearer", Scheme::as_str);
+                Cow::from(format!(
+                    "this needs a token: send the header field Authorization with {scheme} and its 64 hexadecimal digits"
+                ))
             }
-            code => code.sentence(),
+            // Nothing else is not permitted to whoever proves itself.
+            Code::NotPermitted => Cow::from(
+                "a token of this kind may not be shown here (handshake.plain): use a session's, or the proof handshake of docs/protocol.md",
+            ),
+            code => Cow::from(code.sentence()),
         };
-        let mut answer = problem(status, detail);
+        let mut answer = problem(status, &detail);
         let fields = answer.headers_mut();
         fields.insert(CONNECTION, HeaderValue::from_static("close"));
         if status == StatusCode::UNAUTHORIZED {
