@@ -27,6 +27,9 @@ pub enum Plain {
 /// Most users, and most groups, that a policy names.
 pub const ACCOUNTS_MAX: usize = 1024;
 
+/// Schemes whose credentials are no token (IANA's registry of HTTP authentication schemes): a client that is offered one of
+/// them asks its user for a password, or sends something else.
+const OF_OTHER_FORMS: [&str; 7] = ["Basic", "Digest", "Negotiate", "NTLM", "HOBA", "Mutual", "DPoP"];
 /// Most names of schemes for HTTP.
 pub const SCHEMES_MAX: usize = 8;
 
@@ -49,6 +52,11 @@ impl<'de> Deserialize<'de> for Scheme {
         if !good {
             return Err(D::Error::custom("a scheme is 1 to 64 letters, digits, '-', '_' or '.'"));
         }
+        if OF_OTHER_FORMS.iter().any(|other| name.eq_ignore_ascii_case(other)) {
+            return Err(D::Error::custom(format!(
+                "what {name} brings is no token; name Bearer, Authsock-Session, or one of your clients' own"
+            )));
+        }
         Ok(Scheme(name))
     }
 }
@@ -62,6 +70,13 @@ impl<'de> Deserialize<'de> for Schemes {
         let schemes = Vec::<Scheme>::deserialize(deserializer)?;
         if !(1..=SCHEMES_MAX).contains(&schemes.len()) {
             return Err(D::Error::custom(format!("between 1 and {SCHEMES_MAX} schemes are expected")));
+        }
+        let is_again = |place: usize| {
+            schemes[..place].iter().any(|before| before.0.eq_ignore_ascii_case(&schemes[place].0))
+        };
+        if let Some(place) = (0..schemes.len()).find(|place| is_again(*place)) {
+            let name = &schemes[place].0;
+            return Err(D::Error::custom(format!("{name} is there twice; their case does not matter")));
         }
         Ok(Schemes(schemes))
     }
@@ -597,7 +612,10 @@ mod tests {
             assert!(named(bad).is_err(), "{bad}");
         }
         assert!(parse(&[]).is_err());
-        let many = |count: usize| vec!["Bearer".to_owned(); count];
+        let many = |count: usize| (0..count).map(|number| format!("Scheme{number}")).collect::<Vec<_>>();
+        assert!(named("basic").unwrap_err().contains("basic brings is no token"));
+        let twice = parse(&["Bearer".into(), "a".into(), "bearer".into()]).unwrap_err();
+        assert!(twice.contains("bearer is there twice"), "{twice}");
         assert!(parse(&many(SCHEMES_MAX)).is_ok() && parse(&many(SCHEMES_MAX + 1)).is_err());
     }
 

@@ -582,14 +582,12 @@ impl Server {
             // Whoever came before the file went would be lost with the queue.
             while gate.take_waiting() {}
         }
-        let patience = lock(&hub.config).drain;
-        // Somebody may be waiting for this daemon's lock already.
-        let deadline = Instant::now()
-            + if matches!(end, End::SocketLost | End::StateLost) {
-                patience.min(ROOM_MADE_WITHIN)
-            } else {
-                patience
-            };
+        let mut patience = lock(&hub.config).drain;
+        if matches!(end, End::SocketLost | End::StateLost) {
+            // Somebody may be waiting for this daemon's lock already.
+            patience = patience.min(ROOM_MADE_WITHIN);
+        }
+        let deadline = Instant::now() + patience;
         while gate.in_handshake() > 0 || !self.connections.is_empty() {
             tokio::select! {
                 through = gate.finish(), if gate.in_handshake() > 0 => if let Some(through) = through {
@@ -599,8 +597,9 @@ impl Server {
                 () = sleep_until(deadline) => {
                     tracing::warn!(
                         authsock_event = "drain_timeout",
-                        "{} connections were still open after {} s (lifecycle.drain_seconds)",
+                        "{} connections and {} handshakes were still open after {} s (lifecycle.drain_seconds)",
                         self.connections.len(),
+                        gate.in_handshake(),
                         patience.as_secs()
                     );
                     break;

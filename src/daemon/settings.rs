@@ -6,6 +6,7 @@ use crate::config::{Account, Config};
 use crate::gate::{Others, Settings};
 use crate::kernel::accounts;
 use crate::kernel::dir::own_uid;
+use crate::kernel::peer::overflow_uid;
 
 /// Descriptors that are kept for everything but connections.
 const DESCRIPTORS_RESERVED: usize = 64;
@@ -25,8 +26,7 @@ pub(super) fn settings(config: &Config, descriptors: usize, is_system: bool) -> 
             "policy.users, policy.groups and policy.scopes are for the daemon of the whole machine; a user's own serves this user only".to_owned(),
         );
     }
-    settings.policy.verifiers =
-        numbers("policy.verifiers", &config.verifiers, accounts::uid_of, &mut complaints);
+    settings.policy.verifiers = users("policy.verifiers", &config.verifiers, &mut complaints);
     let before = settings.clone();
     for (limit, most) in [
         (&mut settings.unauthenticated, (places / 5).max(1)),
@@ -46,9 +46,22 @@ pub(super) fn settings(config: &Config, descriptors: usize, is_system: bool) -> 
 /// Whom a system daemon serves.
 fn others(config: &Config, complaints: &mut Vec<String>) -> Others {
     Others {
-        uids: numbers("policy.users", &config.users, accounts::uid_of, complaints),
+        uids: users("policy.users", &config.users, complaints),
         gids: numbers("policy.groups", &config.groups, accounts::gid_of, complaints),
     }
+}
+
+/// The numbers of users.
+fn users(key: &str, accounts: &[Account], complaints: &mut Vec<String>) -> Vec<u32> {
+    let uids = numbers(key, accounts, accounts::uid_of, complaints);
+    // On macOS no number stands for others.
+    if cfg!(target_os = "linux") && uids.contains(&overflow_uid()) {
+        let uid = overflow_uid();
+        complaints.push(format!(
+            "{key} names the user {uid}, which stands for all without a number and is never let in: run that program as a user of its own"
+        ));
+    }
+    uids
 }
 
 /// The numbers of accounts. One that does not exist keeps nobody else from being served.
@@ -76,6 +89,21 @@ fn numbers(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn who_stands_for_all_without_a_number_is_complained_of() {
+        let users = |numbers: &[u32]| numbers.iter().map(|number| Account::Number(*number)).collect();
+        let nobody = overflow_uid();
+        let config = Config { verifiers: users(&[nobody]), users: users(&[1, nobody]), ..Config::default() };
+        let (_, complaints) = settings(&config, 524_288, true);
+        for key in ["policy.users", "policy.verifiers"] {
+            let words = format!("{key} names the user {nobody}, which stands for all without a number");
+            assert!(complaints.iter().any(|complaint| complaint.starts_with(&words)), "{complaints:?}");
+        }
+        let config = Config { verifiers: users(&[1]), users: users(&[2]), ..Config::default() };
+        assert_eq!(settings(&config, 524_288, true).1, Vec::<String>::new());
+    }
 
     #[test]
     fn no_more_connections_are_admitted_than_there_are_descriptors_for() {

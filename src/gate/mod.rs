@@ -422,8 +422,7 @@ impl Gate {
             let deadline = Instant::now() + patience;
             let first = timeout_at(deadline, buffer.first(&stream)).await;
             if matches!(first, Ok(Ok(Some(byte))) if Opening::of(byte) == Opening::Http) {
-                let status = unserved::Status::ServiceUnavailable;
-                unserved::answer(&stream, &mut buffer, status, deadline).await;
+                unserved::answer(&stream, &mut buffer, unserved::CANNOT_SERVE, deadline).await;
                 return None;
             }
             refuse(&stream, code).await;

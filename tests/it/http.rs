@@ -708,6 +708,39 @@ fn pages_in_a_browser_are_refused() {
 }
 
 #[test]
+fn what_is_refused_before_anybody_answers_is_told_as_everything_is() {
+    let (ground, _daemon, owner) = served_with("");
+    let auth = format!("Host: x\r\nAuthorization: Bearer {owner}\r\n");
+    let told = |ground: &Ground, bytes: &str| {
+        let mut http = Http::connect(&ground.init_socket());
+        http.send(bytes);
+        let answer = if bytes.starts_with("HEAD ") { http.head() } else { http.receive() }.unwrap();
+        for (name, value) in [
+            ("content-type", "application/problem+json"),
+            ("cache-control", "no-store"),
+            ("x-content-type-options", "nosniff"),
+            ("connection", "close"),
+        ] {
+            assert_eq!(answer.field(name), value, "{bytes}: {answer:?}");
+        }
+        // The answer to a HEAD has the length of what is not there.
+        assert!(http.is_closed(), "{bytes}");
+        assert!(answer.field("content-length").parse::<usize>().unwrap() > 20, "{answer:?}");
+        answer
+    };
+    assert_eq!(told(&ground, &format!("GET / HTTP/1.1\r\n{auth}{auth}\r\n")).status, 400);
+    assert_eq!(told(&ground, &format!("HEAD / HTTP/1.1\r\n{auth}{auth}\r\n")).status, 400);
+    assert_eq!(told(&ground, &format!("HEAD / HTTP/3.0\r\n{auth}\r\n")).status, 505);
+    let answer = told(&ground, &format!("CONNECT x:1 HTTP/1.1\r\n{auth}\r\n"));
+    assert_eq!((answer.status, answer.field("allow")), (405, "GET, HEAD, POST"));
+    // Nor where HTTP is not spoken.
+    let (ground, _daemon, _) = served_with("[http]\nenabled = false\n");
+    for method in ["GET", "HEAD"] {
+        assert_eq!(told(&ground, &format!("{method} /v1/whoami HTTP/1.1\r\n{auth}\r\n")).status, 501);
+    }
+}
+
+#[test]
 fn a_connection_that_dawdles_is_closed_at_each_of_its_times() {
     let (ground, _daemon, owner) =
         served_with("[handshake]\ntimeout_seconds = 1\n[http]\nrequest_seconds = 1\nidle_seconds = 1\n");
@@ -735,6 +768,20 @@ fn a_connection_that_dawdles_is_closed_at_each_of_its_times() {
     assert_eq!(http.ask("GET /v1/whoami", &owner, "").status, 200);
     http.send(&format!("POST /v1/rpc HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {owner}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n"));
     timed_out(&mut http);
+}
+
+#[test]
+fn an_idle_connection_is_closed_in_its_time_and_not_in_the_handshake_s() {
+    // Longer than is waited for.
+    let (ground, _daemon, owner) =
+        served_with("[handshake]\ntimeout_seconds = 60\n[http]\nrequest_seconds = 60\nidle_seconds = 1\n");
+    for requests in [1, 2] {
+        let mut http = Http::connect(&ground.init_socket());
+        for _ in 0..requests {
+            assert_eq!(http.ask("GET /v1/whoami", &owner, "").status, 200);
+        }
+        assert!(http.is_closed(), "{requests}");
+    }
 }
 
 #[test]

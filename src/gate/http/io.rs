@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use zeroize::Zeroizing;
 
+use super::HEAD;
 use crate::gate::{Settings, lock};
 use crate::wire::http::{Framing, Passed, Violation};
 
@@ -33,10 +34,19 @@ type Guard = Box<dyn Fn() -> bool + Send + Sync>;
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Seen {
-    /// What is wrong, and whether that is in a head: then nobody has answered yet.
-    violation: Option<(Violation, bool)>,
+    /// What is wrong, and where.
+    violation: Option<(Violation, Place)>,
     /// Whether a request has proven itself.
     is_in: bool,
+}
+
+/// Where in a request something is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In its head: nobody has answered yet. `is_head` says whether its method is HEAD.
+    Head { is_head: bool },
+    /// In its body.
+    Body,
 }
 
 impl Watch {
@@ -44,8 +54,12 @@ impl Watch {
         lock(&self.0).violation.map(|(violation, _)| violation)
     }
 
-    pub(super) fn refused_head(&self) -> Option<Violation> {
-        lock(&self.0).violation.filter(|(_, is_head)| *is_head).map(|(violation, _)| violation)
+    /// What is wrong with a head that nobody has answered yet, and whether its method is HEAD.
+    pub(super) fn refused_head(&self) -> Option<(Violation, bool)> {
+        match lock(&self.0).violation? {
+            (violation, Place::Head { is_head }) => Some((violation, is_head)),
+            (_, Place::Body) => None,
+        }
     }
 
     pub(super) fn guard(&self, is_good: Guard) {
@@ -56,8 +70,8 @@ impl Watch {
         lock(&self.0).is_in = true;
     }
 
-    fn refuse(&self, violation: Violation, is_head: bool) {
-        lock(&self.0).violation.get_or_insert((violation, is_head));
+    fn refuse(&self, violation: Violation, place: Place) {
+        lock(&self.0).violation.get_or_insert((violation, place));
     }
 }
 
@@ -126,7 +140,9 @@ impl Io {
     }
 
     fn refuse(&mut self, violation: Violation) {
-        self.watch.refuse(violation, self.framing.is_between());
+        let is_head = self.held.starts_with(HEAD);
+        let place = if self.framing.is_between() { Place::Head { is_head } } else { Place::Body };
+        self.watch.refuse(violation, place);
         self.is_over = true;
         self.held = Zeroizing::default();
         self.passable = 0;
@@ -137,7 +153,7 @@ impl Io {
         if self.held.is_empty() || self.is_over {
             return;
         }
-        if self.stage == Stage::Idle || (self.stage == Stage::First && lock(&self.watch.0).is_in) {
+        if self.stage == Stage::Idle {
             self.enter(Stage::Request);
         }
         match self.framing.pass(&self.held) {
@@ -151,16 +167,17 @@ impl Io {
         }
     }
 
+    /// Once the first request is in, what comes is another one, or the rest of it.
+    fn leave_first(&mut self) {
+        if self.stage == Stage::First && lock(&self.watch.0).is_in {
+            let is_between = self.framing.is_between() && self.held.is_empty();
+            self.enter(if is_between { Stage::Idle } else { Stage::Request });
+        }
+    }
+
     /// What it means that the time is up.
     fn time_is_up(&mut self) {
-        if self.stage == Stage::First && lock(&self.watch.0).is_in {
-            // The first request is in; what comes is another one, or the rest of it.
-            self.enter(if self.framing.is_between() && self.held.is_empty() {
-                Stage::Idle
-            } else {
-                Stage::Request
-            });
-        } else if self.stage == Stage::Idle {
+        if self.stage == Stage::Idle {
             self.is_over = true;
         } else {
             self.refuse(Violation::Timeout);
@@ -193,6 +210,7 @@ impl Read for Io {
             if self.is_over {
                 return Poll::Ready(Ok(()));
             }
+            self.leave_first();
             self.look();
             if self.passable > 0 || self.is_over {
                 continue;
@@ -241,6 +259,10 @@ impl Write for Io {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => {
                     self.write_timer = None;
+                    if self.stage == Stage::Idle {
+                        // The time between two requests begins when the one is answered.
+                        self.enter(Stage::Idle);
+                    }
                     return Poll::Ready(done);
                 }
             }

@@ -122,8 +122,7 @@ impl HttpConnection {
 
     /// Answers that HTTP is not spoken here.
     pub(super) async fn send_away(mut self) {
-        unserved::answer(&self.stream, &mut self.early, unserved::Status::NotImplemented, self.deadline)
-            .await;
+        unserved::answer(&self.stream, &mut self.early, unserved::NOT_SPOKEN, self.deadline).await;
     }
 
     /// Answers requests until the client leaves, breaks the rules, or `stopping` says that no more are taken.
@@ -136,12 +135,12 @@ impl HttpConnection {
             let (service, door) = (service.clone(), door.clone());
             async move { Ok::<_, Infallible>(service.answer(request, door).await) }
         });
+        let mut is_stopping = false;
         {
             let mut connection = pin!(
                 hyper::server::conn::http1::Builder::new().half_close(true).serve_connection(io, answer)
             );
             let mut stopping = pin!(stopping);
-            let mut is_stopping = false;
             // What went wrong is the client's doing, and it is told by what follows, or is gone.
             let _ = poll_fn(|context| {
                 if !is_stopping && stopping.as_mut().poll(context).is_ready() {
@@ -152,26 +151,41 @@ impl HttpConnection {
             })
             .await;
         }
-        if let Some(violation) = door.watch.refused_head() {
+        if let Some((violation, is_head)) = door.watch.refused_head() {
             door.note(violation);
-            line::farewell(&stream, &refusal_of(violation), REFUSAL_TIMEOUT).await;
+            line::farewell(&stream, &refusal_of(violation, is_head), REFUSAL_TIMEOUT).await;
+        } else if is_stopping {
+            // It is answered, or never asked: there is nothing to wait for.
+            line::farewell(&stream, b"", REFUSAL_TIMEOUT).await;
+            return;
         }
         line::linger(&stream, FAREWELL).await;
     }
 }
 
+/// How a request begins whose answer has no body (RFC 9110, section 9.3.2).
+const HEAD: &[u8] = b"HEAD ";
+
 /// The whole answer to bytes that are no request.
-fn refusal_of(violation: Violation) -> Vec<u8> {
+fn refusal_of(violation: Violation, is_head: bool) -> Vec<u8> {
     let status = StatusCode::from_u16(violation.status()).unwrap_or(StatusCode::BAD_REQUEST);
-    let title = status.canonical_reason().unwrap_or_default();
-    let body = Problem::new(status.as_u16(), title, &violation.to_string()).to_json();
+    // What some resource here takes: RFC 9110, section 15.5.6, wants it told.
+    let more = if status == StatusCode::METHOD_NOT_ALLOWED { "Allow: GET, HEAD, POST\r\n" } else { "" };
+    last_words(status, &violation.to_string(), more, is_head)
+}
+
+/// An answer in full, as a problem detail (RFC 9457), where no library writes it; the connection closes then.
+fn last_words(status: StatusCode, detail: &str, more: &str, is_head: bool) -> Vec<u8> {
+    let (number, title) = (status.as_u16(), status.canonical_reason().unwrap_or_default());
+    let body = Problem::new(number, title, detail).to_json();
     let mut answer = format!(
-        "HTTP/1.1 {} {title}\r\nContent-Type: {PROBLEM}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
-        status.as_u16(),
+        "HTTP/1.1 {number} {title}\r\nContent-Type: {PROBLEM}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{more}Connection: close\r\n\r\n",
         body.len()
     )
     .into_bytes();
-    answer.extend_from_slice(&body);
+    if !is_head {
+        answer.extend_from_slice(&body);
+    }
     answer
 }
 

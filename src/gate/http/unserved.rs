@@ -1,29 +1,24 @@
 //! What an HTTP client is told where HTTP is not served, or nothing is at present: a proper answer.
 
+use hyper::StatusCode;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
+use super::{HEAD, last_words};
 use crate::gate::line::{self, Buffer};
 use crate::wire::auth::AUTH_LINE_MAX;
 
-/// How a request is answered.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::gate) enum Status {
-    /// 501 (RFC 9110, section 15.6.2).
-    NotImplemented,
-    /// 503 (RFC 9110, section 15.6.4).
-    ServiceUnavailable,
-}
+/// That HTTP is turned off (RFC 9110, section 15.6.2).
+pub(in crate::gate) const NOT_SPOKEN: StatusCode = StatusCode::NOT_IMPLEMENTED;
+/// That nothing is served at present (RFC 9110, section 15.6.4).
+pub(in crate::gate) const CANNOT_SERVE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 
-const HEAD: &[u8] = b"HEAD ";
-
-/// Reads the head of one request and answers it, as a problem detail (RFC 9457). The connection
-/// closes then. Where the head is not there at the deadline, it is answered all the same.
+/// Reads the head of one request and answers it with one of these statuses. The connection closes then. Where the head is not there at the deadline, it is answered all the same.
 pub(in crate::gate) async fn answer(
     stream: &UnixStream,
     buffer: &mut Buffer,
-    status: Status,
+    status: StatusCode,
     deadline: Instant,
 ) {
     let mut method = Vec::<u8>::with_capacity(HEAD.len());
@@ -47,27 +42,12 @@ pub(in crate::gate) async fn answer(
             _ => break,
         }
     }
-    let (line, title, detail) = match status {
-        Status::NotImplemented => {
-            ("501 Not Implemented", "Not Implemented", "HTTP is not spoken here (http.enabled is false)")
-        }
-        Status::ServiceUnavailable => (
-            "503 Service Unavailable",
-            "Service Unavailable",
-            "the daemon cannot serve at present; its status and log say why",
-        ),
+    let (detail, more) = match status {
+        NOT_SPOKEN => ("HTTP is not spoken here (http.enabled is false)", ""),
+        _ => ("the daemon cannot serve at present; its status and log say why", "Retry-After: 1\r\n"),
     };
-    let number = &line[..3];
-    let body = format!(r#"{{"type":"about:blank","title":"{title}","status":{number},"detail":"{detail}"}}"#);
-    let mut text = format!(
-        "HTTP/1.1 {line}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    // A HEAD request is answered without a body (RFC 9110, section 9.3.2).
-    if method != HEAD {
-        text.push_str(&body);
-    }
-    line::farewell(stream, text.as_bytes(), crate::gate::REFUSAL_TIMEOUT).await;
+    let text = last_words(status, detail, more, method == HEAD);
+    line::farewell(stream, &text, crate::gate::REFUSAL_TIMEOUT).await;
     // A client that is still sending its body would take the broken connection for the answer.
     let left = deadline.saturating_duration_since(Instant::now());
     line::linger(stream, left.max(crate::gate::REFUSAL_TIMEOUT)).await;
