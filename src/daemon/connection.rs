@@ -16,6 +16,7 @@ use super::events::subscriber::{Listening, Progress};
 use super::requests::{Requests, Then};
 use super::sessions::{Lifeline, Standing};
 use crate::gate::connection::Parts;
+use crate::gate::turn::Turn;
 use crate::gate::{Authenticated, linger, lock, now, write};
 use crate::kernel::fds::is_hung_up;
 use crate::kernel::peer;
@@ -51,6 +52,7 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
     // The kernel is asked, unless the runtime was just told that more may come.
     let mut may_have_left = true;
     let ears = OnceLock::<Listening>::new();
+    let mut turn = Turn::default();
     while let Some(Standing { session, until }) = hub.sessions.standing(&admitted) {
         if policy.has_changed().unwrap_or(false)
             && !policy.borrow_and_update().admits(&peer, || peer::groups(&stream))
@@ -135,6 +137,8 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
             last_look = true;
             continue;
         }
+        // Who never stops sending is never waited for, and would keep all others waiting.
+        turn.pause().await;
         tokio::select! {
             read = read(&stream, &mut requests) => match read {
                 Ok((1.., may_be_last)) => may_have_left = may_be_last,

@@ -5,13 +5,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::control::{self, Caller};
 use crate::config::Config;
 use crate::gate::lock;
+use crate::gate::turn::Turn;
 use crate::wire::auth;
 use crate::wire::json_rpc::{ErrorCode, Incoming, Request, RpcError, write_answer};
 use crate::wire::line::Lines;
@@ -20,8 +20,6 @@ use crate::wire::line::Lines;
 const ANSWERS: usize = 64 * 1024;
 /// Requests that are carried out before others have their turn.
 const TURN: usize = 32;
-/// How long requests are carried out before others have their turn.
-const TURN_TIME: Duration = Duration::from_millis(5);
 
 /// What there is to be carried out of one client.
 #[derive(Debug)]
@@ -132,7 +130,7 @@ impl Requests {
 
     /// Carries out the requests that are there whole, for one turn.
     pub(super) fn take(&mut self, caller: &Caller<'_>, out: &mut Vec<u8>) -> Then {
-        let began = Instant::now();
+        let turn = Turn::default();
         let config = lock(&caller.hub.config).clone();
         for _ in 0..TURN {
             if out.len() >= ANSWERS.min(config.queued) {
@@ -165,7 +163,7 @@ impl Requests {
                 {
                     return Then::Again;
                 }
-                Some(_) if began.elapsed() >= TURN_TIME => return Then::Again,
+                Some(_) if turn.is_over() => return Then::Again,
                 Some(_) => {}
             }
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use zeroize::Zeroizing;
 
+use super::turn::Turn;
 use crate::wire::auth::AUTH_LINE_MAX;
 
 /// A line of a handshake; wiped when dropped, since it may hold a token.
@@ -134,12 +135,14 @@ pub(crate) async fn linger(stream: &UnixStream, patience: Duration) {
         return;
     }
     let mut sink = Zeroizing::new(vec![0u8; AUTH_LINE_MAX]);
+    let mut turn = Turn::default();
     let emptied = async {
         while stream.readable().await.is_ok() {
             match stream.try_read(&mut sink) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(0) | Err(_) => break,
-                Ok(_) => {}
+                // Patience does not end where nothing is waited for.
+                Ok(_) => turn.pause().await,
             }
         }
     };

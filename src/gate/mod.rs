@@ -9,6 +9,7 @@ mod line;
 pub mod observer;
 mod refusals;
 pub mod seats;
+pub(crate) mod turn;
 
 use std::future::poll_fn;
 use std::io;

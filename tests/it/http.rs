@@ -809,6 +809,34 @@ fn heads_and_bodies_have_their_most_bytes() {
     assert!(answer.body.contains("limits.request_line_bytes"), "{answer:?}");
 }
 
+/// Most kilobytes of memory that a process had.
+#[cfg(target_os = "linux")]
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_body_in_the_smallest_of_chunks_costs_no_more_than_itself() {
+    const CHUNKS: usize = 50_000;
+    let (ground, daemon, owner) = served_with("");
+    let before = peak(daemon.child.id());
+    let mut http = Http::connect(&ground.init_socket());
+    let auth = format!("Host: x\r\nAuthorization: Bearer {owner}\r\n");
+    let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+    http.send(&format!(
+        "POST /v1/rpc HTTP/1.1\r\n{auth}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{}{:x}\r\n{ping}\r\n0\r\n\r\n",
+        "1\r\n \r\n".repeat(CHUNKS),
+        ping.len()
+    ));
+    assert_eq!(http.receive().unwrap().json()["result"]["pong"], true);
+    let grown = peak(daemon.child.id()) - before;
+    // Each in a buffer of its own were a page each.
+    assert!(grown < CHUNKS as u64, "{grown} KiB");
+}
+
 #[test]
 fn a_connection_over_http_takes_a_place_like_any_other() {
     let (ground, _daemon, owner) = served_with("[limits]\nconnections = 2\n");

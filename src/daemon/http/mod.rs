@@ -269,18 +269,25 @@ fn is_of_kind(request: &Request<Incoming>, kind: &str) -> bool {
         .is_some_and(|value| value.trim().eq_ignore_ascii_case(kind))
 }
 
-/// A request's body; it is known to be no longer than it may be.
+/// A request's body; it is known to be no longer than it may be. In one piece: each chunk by itself would hold the buffer
+/// that it was read into.
 async fn body(request: &mut Request<Incoming>, door: &Door) -> Result<Bytes, Response<Body>> {
-    match request.body_mut().collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(_) => Err(closing(match door.violation() {
-            Some(violation) => problem(
-                StatusCode::from_u16(violation.status()).unwrap_or(StatusCode::BAD_REQUEST),
-                &violation.to_string(),
-            ),
-            None => problem(StatusCode::BAD_REQUEST, "the body ends before it is whole"),
-        })),
+    let mut whole = Vec::new();
+    while let Some(frame) = request.body_mut().frame().await {
+        match frame {
+            Ok(frame) => whole.extend_from_slice(frame.data_ref().map_or(&[], |data| &data[..])),
+            Err(_) => {
+                return Err(closing(match door.violation() {
+                    Some(violation) => problem(
+                        StatusCode::from_u16(violation.status()).unwrap_or(StatusCode::BAD_REQUEST),
+                        &violation.to_string(),
+                    ),
+                    None => problem(StatusCode::BAD_REQUEST, "the body ends before it is whole"),
+                }));
+            }
+        }
     }
+    Ok(whole.into())
 }
 
 fn closing(mut answer: Response<Body>) -> Response<Body> {

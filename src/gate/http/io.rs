@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use zeroize::Zeroizing;
 
 use super::HEAD;
+use crate::gate::turn::Turn;
 use crate::gate::{Settings, lock};
 use crate::wire::http::{Framing, Passed, Violation};
 
@@ -100,6 +101,7 @@ pub(super) struct Io {
     timer: Pin<Box<Sleep>>,
     request: Duration,
     idle: Duration,
+    turn: Turn,
     /// Runs while the client takes nothing.
     write_timer: Option<Pin<Box<Sleep>>>,
     write_timeout: Duration,
@@ -124,6 +126,7 @@ impl Io {
             timer: Box::pin(sleep_until(deadline)),
             request: settings.http.request,
             idle: settings.http.idle,
+            turn: Turn::default(),
             write_timer: None,
             write_timeout: settings.write_timeout,
         }
@@ -191,6 +194,8 @@ impl Read for Io {
         context: &mut Context<'_>,
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        // Who never stops sending is never waited for, and would keep all others waiting.
+        ready!(self.turn.poll(context));
         loop {
             if self.passable > 0 {
                 let taken = self.passable.min(cursor.remaining());
