@@ -140,7 +140,7 @@ pub(super) async fn serve(connection: Authenticated, hub: Arc<Hub>, mut stopping
         // Who never stops sending is never waited for, and would keep all others waiting.
         turn.pause().await;
         tokio::select! {
-            read = read(&stream, &mut requests) => match read {
+            read = turn.wait(read(&stream, &mut requests)) => match read {
                 Ok((1.., may_be_last)) => may_have_left = may_be_last,
                 _ => return,
             },

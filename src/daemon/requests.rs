@@ -130,7 +130,7 @@ impl Requests {
 
     /// Carries out the requests that are there whole, for one turn.
     pub(super) fn take(&mut self, caller: &Caller<'_>, out: &mut Vec<u8>) -> Then {
-        let turn = Turn::default();
+        let mut turn = Turn::begin();
         let config = lock(&caller.hub.config).clone();
         for _ in 0..TURN {
             if out.len() >= ANSWERS.min(config.queued) {

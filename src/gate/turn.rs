@@ -1,5 +1,6 @@
 //! How long a connection may go on before others have their turn: one thread serves them all, and what is always ready is never waited for.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -9,30 +10,33 @@ use tokio::task::yield_now;
 /// How long one goes on before others have their turn.
 pub(crate) const TURN_TIME: Duration = Duration::from_millis(5);
 
-/// The present turn of a connection.
-#[derive(Debug)]
+/// The present turn of a connection. It begins when it is first asked about, and anew whenever something was waited for.
+#[derive(Debug, Default)]
 pub(crate) struct Turn {
-    began: Instant,
-}
-
-impl Default for Turn {
-    fn default() -> Turn {
-        Turn { began: Instant::now() }
-    }
+    began: Option<Instant>,
 }
 
 impl Turn {
-    /// Whether it is over.
-    pub(crate) fn is_over(&self) -> bool {
-        self.began.elapsed() >= TURN_TIME
+    /// One that begins now.
+    pub(crate) fn begin() -> Turn {
+        Turn { began: Some(Instant::now()) }
     }
 
-    /// Lets others have theirs, if it is over. One that had nothing to do meanwhile gives way once, too: that costs little,
-    /// and nobody need note when anybody waited.
+    /// Whether it is over.
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.began.get_or_insert_with(Instant::now).elapsed() >= TURN_TIME
+    }
+
+    /// Others have theirs meanwhile.
+    pub(crate) fn end(&mut self) {
+        self.began = None;
+    }
+
+    /// Lets others have theirs, if it is over.
     pub(crate) async fn pause(&mut self) {
         if self.is_over() {
             yield_now().await;
-            *self = Turn::default();
+            *self = Turn::begin();
         }
     }
 
@@ -41,15 +45,30 @@ impl Turn {
         if !self.is_over() {
             return Poll::Ready(());
         }
-        *self = Turn::default();
+        self.end();
         // Asked once, it says that it is to be asked again when others had their turn.
         pin!(yield_now()).poll(context)
+    }
+
+    /// Waits for something; a turn that was waited in is another one.
+    pub(crate) async fn wait<T>(&mut self, something: impl Future<Output = T>) -> T {
+        let mut something = pin!(something);
+        poll_fn(|context| {
+            let done = something.as_mut().poll(context);
+            if done.is_pending() {
+                self.end();
+            } else {
+                // The next one begins with what came.
+                self.is_over();
+            }
+            done
+        })
+        .await
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
     use std::rc::Rc;
 
     use tokio::sync::Notify;
@@ -71,6 +90,7 @@ mod tests {
             });
             let began = Instant::now();
             let mut turn = Turn::default();
+            assert!(!turn.is_over());
             had.notify_one();
             while !is_over.get() {
                 go_on(&mut turn).await;
@@ -78,6 +98,23 @@ mod tests {
             }
             assert!(began.elapsed() >= TURN_TIME, "a turn has its time");
             other.await.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_turn_that_was_waited_in_is_another_one() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let mut turn = Turn::default();
+            assert!(!turn.is_over());
+            let took_longer = async {
+                let began = Instant::now();
+                while began.elapsed() < TURN_TIME {}
+            };
+            turn.wait(took_longer).await;
+            assert!(turn.is_over(), "nothing was waited for");
+            turn.wait(tokio::time::sleep(TURN_TIME)).await;
+            assert!(!turn.is_over());
         });
     }
 

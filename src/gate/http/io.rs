@@ -224,7 +224,10 @@ impl Read for Io {
                 self.time_is_up();
                 continue;
             }
-            ready!(self.stream.poll_read_ready(context))?;
+            if self.stream.poll_read_ready(context)?.is_pending() {
+                self.turn.end();
+                return Poll::Pending;
+            }
             let this = &mut *self;
             let read = SCRATCH.with_borrow_mut(|scratch| {
                 let read = this.stream.try_read(scratch)?;
