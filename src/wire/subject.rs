@@ -149,13 +149,24 @@ impl fmt::Display for Pattern {
     }
 }
 
+/// In one pass over the bytes, since it is asked for each event and each pattern.
 fn covers(wide: &str, narrow: &str) -> bool {
-    let (mut wide, mut narrow) = (wide.split('.'), narrow.split('.'));
+    let (mut wide, mut narrow) = (wide.as_bytes(), narrow.as_bytes());
     loop {
-        match (wide.next(), narrow.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some("*"), Some(token)) if token != ">" => {}
-            (Some(ours), Some(theirs)) if ours == theirs => {}
+        // Each begins with a word here.
+        let alike = wide.iter().zip(narrow).take_while(|(ours, theirs)| ours == theirs).count();
+        if alike == wide.len() && alike == narrow.len() {
+            return true;
+        }
+        // To where the word begins within which they differ, or one of them ends.
+        let begin = wide[..alike].iter().rposition(|byte| *byte == b'.').map_or(0, |dot| dot + 1);
+        (wide, narrow) = (&wide[begin..], &narrow[begin..]);
+        let end = narrow.iter().position(|byte| *byte == b'.').unwrap_or(narrow.len());
+        match wide {
+            // A word is never empty: something follows, unless the narrower one has ended here.
+            b">" => return end > 0,
+            b"*" => return end == narrow.len() && end > 0 && narrow != b">",
+            [b'*', b'.', rest @ ..] if end < narrow.len() => (wide, narrow) = (rest, &narrow[end + 1..]),
             _ => return false,
         }
     }
@@ -252,6 +263,33 @@ mod tests {
         }
         assert!(!pattern("*").covers(&pattern(">")), "* is one word, > may be more");
         assert!(pattern(">").covers(&pattern("*")));
+    }
+
+    #[test]
+    fn every_two_short_patterns_are_told_apart_as_word_by_word() {
+        fn word_by_word(wide: &[&str], narrow: &[&str]) -> bool {
+            match (wide, narrow) {
+                ([">"], [_, ..]) | ([], []) => true,
+                ([ours, wide @ ..], [theirs, narrow @ ..]) => {
+                    (ours == theirs || (*ours == "*" && *theirs != ">")) && word_by_word(wide, narrow)
+                }
+                _ => false,
+            }
+        }
+        let words = ["a", "ab", "b", "*", "*a", ">", ">a"];
+        let mut all: Vec<String> = words.map(str::to_owned).into();
+        for _ in 0..2 {
+            let longer = all.iter().flat_map(|begin| words.iter().map(move |word| format!("{begin}.{word}")));
+            all = words.iter().map(|word| (*word).to_owned()).chain(longer).collect();
+        }
+        let all: Vec<Pattern> = all.iter().filter_map(|text| text.parse().ok()).collect();
+        assert!(all.len() > 250, "{}", all.len());
+        for wide in &all {
+            for narrow in &all {
+                let (ours, theirs): (Vec<_>, Vec<_>) = (wide.tokens().collect(), narrow.tokens().collect());
+                assert_eq!(wide.covers(narrow), word_by_word(&ours, &theirs), "{wide} {narrow}");
+            }
+        }
     }
 
     #[test]

@@ -280,7 +280,7 @@ fn whatever_is_passed_on_is_as_many_requests_to_the_one_as_to_the_other() {
         let is_its_own = |answer: &&str| {
             answer.starts_with("HTTP/1.1 400 ") && !answer.contains("application/problem+json")
         };
-        assert!(!answers.iter().any(|answer| is_its_own(answer)), "refused behind our back: {}", shown());
+        assert!(!answers.iter().any(is_its_own), "refused behind our back: {}", shown());
         if answers.len() > ends {
             // A page that takes no body answers before one that was announced has come; nothing is done without it.
             let is_done = answers.last().is_some_and(|answer| answer.contains("pong"));
