@@ -128,6 +128,9 @@ pub struct Events {
     pub queued_bytes: usize,
     /// `events.patterns`, 1 to 4096: what one connection subscribes to. Default 64.
     pub patterns: usize,
+    /// `events.patterns_per_realm`, 64 to 1048576: what all who listen in one realm subscribe to; each event is compared with
+    /// each of them. Default 8192.
+    pub patterns_per_realm: usize,
     /// `events.heartbeat_seconds`, 1 to 3600: how often a stream over HTTP says that it lives. Default 15.
     pub heartbeat: Duration,
 }
@@ -143,6 +146,7 @@ impl Default for Events {
             queued: 1024,
             queued_bytes: 1 << 20,
             patterns: 64,
+            patterns_per_realm: 8192,
             heartbeat: Duration::from_secs(15),
         }
     }
@@ -386,6 +390,7 @@ struct EventsTable {
     queued: Option<Bounded<1, 1_000_000>>,
     queued_bytes: Option<Bounded<4096, 1_073_741_824>>,
     patterns: Option<Bounded<1, 4096>>,
+    patterns_per_realm: Option<Bounded<64, 1_048_576>>,
     heartbeat_seconds: Option<Bounded<1, 3600>>,
 }
 
@@ -497,6 +502,7 @@ impl Config {
         set(&mut self.events.queued, events.queued.map(Bounded::count));
         set(&mut self.events.queued_bytes, events.queued_bytes.map(Bounded::count));
         set(&mut self.events.patterns, events.patterns.map(Bounded::count));
+        set(&mut self.events.patterns_per_realm, events.patterns_per_realm.map(Bounded::count));
         set(&mut self.events.heartbeat, events.heartbeat_seconds.map(Bounded::seconds));
         set(&mut self.http.enabled, http.enabled);
         set(&mut self.http.schemes, http.schemes.map(|schemes| schemes.0));
@@ -564,6 +570,7 @@ mod tests {
             ("events", "queued", 1, 1_000_000),
             ("events", "queued_bytes", 4096, 1_073_741_824),
             ("events", "patterns", 1, 4096),
+            ("events", "patterns_per_realm", 64, 1_048_576),
             ("events", "heartbeat_seconds", 1, 3600),
             ("http", "head_bytes", 4096, 65_536),
             ("http", "request_seconds", 1, 600),

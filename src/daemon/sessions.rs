@@ -1,11 +1,11 @@
 //! Living sessions: the registry together with what keeps them on record, and what watches leaders, clocks and connections.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
@@ -17,6 +17,7 @@ use super::journal::{By, SessionLog};
 use super::metrics::Metrics;
 use super::store::{NotKept, Store};
 use crate::config;
+use crate::gate::turn::Turn;
 use crate::gate::{lock, now};
 use crate::kernel::dir::Unusable;
 use crate::kernel::process::{Identity, Process};
@@ -55,6 +56,10 @@ pub(super) struct Sessions {
     store: Store,
     log: SessionLog,
     lifelines: Mutex<HashMap<SessionId, watch::Sender<Option<EndReason>>>>,
+    /// What realms are still to be told of their sessions: many end at once, and many may listen.
+    untold: Mutex<VecDeque<(Site, &'static str, Value)>>,
+    /// There is more of it than one turn has time for.
+    has_untold: Notify,
     /// A deadline may have moved.
     clock: Notify,
     /// Something ended or began; for whoever counts.
@@ -79,6 +84,8 @@ impl Sessions {
             store,
             log: SessionLog::default(),
             lifelines: Mutex::default(),
+            untold: Mutex::default(),
+            has_untold: Notify::new(),
             clock: Notify::new(),
             changed,
         });
@@ -86,6 +93,7 @@ impl Sessions {
             tokio::spawn(watch_leader(sessions.clone(), leader));
         }
         tokio::spawn(keep_time(Arc::downgrade(&sessions)));
+        tokio::spawn(tell_the_untold(Arc::downgrade(&sessions)));
         sessions
     }
 
@@ -99,13 +107,24 @@ impl Sessions {
         &self.events
     }
 
-    /// Tells a session's realm what became of it.
-    fn announce(&self, session: &Session, what: &str, reason: Option<EndReason>) {
-        let mut data = json!({ "id": session.id.as_str(), "name": session.name.as_str() });
-        if let Some(reason) = reason {
-            data["reason"] = reason.as_str().into();
+    /// Tells a session's realm what became of it, after what is still to be told.
+    fn announce(&self, session: &Session, what: &'static str) {
+        let data = json!({ "id": session.id.as_str(), "name": session.name.as_str() });
+        lock(&self.untold).push_back((Site::of(session), what, data));
+        self.tell_realms();
+    }
+
+    /// Tells realms what they are still to be told, for one turn.
+    fn tell_realms(&self) {
+        let mut turn = Turn::begin();
+        loop {
+            let Some((site, what, data)) = lock(&self.untold).pop_front() else { return };
+            self.events.tell(&site, what, &data);
+            if turn.is_over() {
+                self.has_untold.notify_one();
+                return;
+            }
         }
-        self.events.tell(&Site::of(session), what, &data);
     }
 
     /// The public handle of the owner's token as it is now.
@@ -149,7 +168,7 @@ impl Sessions {
         };
         self.log.began(&session);
         self.metrics.session_started();
-        self.announce(&session, STARTED, None);
+        self.announce(&session, STARTED);
         if is_new_leader {
             tokio::spawn(watch_leader(self.clone(), leader));
         }
@@ -190,11 +209,13 @@ impl Sessions {
         for Ended { session, reason, .. } in all_ended {
             self.log.ended(session, *reason, by.filter(|_| *reason == EndReason::Revoked));
             self.metrics.session_ended(*reason);
-            self.announce(session, ENDED, Some(*reason));
+            let data = json!({ "id": session.id.as_str(), "name": session.name.as_str(), "reason": reason.as_str() });
+            lock(&self.untold).push_back((Site::of(session), ENDED, data));
             if let Some(lifeline) = lock(&self.lifelines).remove(&session.id) {
                 lifeline.send_replace(Some(*reason));
             }
         }
+        self.tell_realms();
         self.forget_the_forgotten();
         self.clock.notify_one();
         self.changed.notify_one();
@@ -231,7 +252,7 @@ impl Sessions {
             registry.rotate(asker, id, verifier, grace, now)?
         };
         self.log.rotated(&session, grace, by);
-        self.announce(&session, ROTATED, None);
+        self.announce(&session, ROTATED);
         self.touch(id);
         self.clock.notify_one();
         Ok(session.token_id)
@@ -246,7 +267,7 @@ impl Sessions {
         change: Change,
         by: By,
     ) -> Result<Arc<Session>, NotMade> {
-        let session = {
+        let changed = {
             let mut registry = lock(&self.registry);
             let changed = registry.updated(asker, id, change, now())?;
             for (place, session) in changed.iter().enumerate() {
@@ -261,10 +282,12 @@ impl Sessions {
                 }
             }
             registry.update(&changed);
-            changed.last().cloned().ok_or(NotMade::ParentEnded)?
+            changed
         };
+        // Whoever listens below may have lost some of what it hears.
+        changed.iter().for_each(|session| self.touch(&session.id));
+        let session = changed.last().cloned().ok_or(NotMade::ParentEnded)?;
         self.log.changed(&session, by);
-        self.touch(id);
         self.clock.notify_one();
         Ok(session)
     }
@@ -290,10 +313,15 @@ impl Sessions {
     /// Changes what the sessions of a system daemon's users may do. What was made below them and has
     /// more than that ends.
     pub(super) fn narrow_users(&self, scopes: &Scopes) {
-        let wider = lock(&self.registry).set_user_scopes(scopes);
-        for id in wider {
-            let _ = self.end(&id, EndReason::Revoked, None);
-        }
+        let (users, ended) = {
+            let mut registry = lock(&self.registry);
+            let wider = registry.set_user_scopes(scopes);
+            let ended: Vec<Ended> =
+                wider.iter().flat_map(|id| registry.end(id, EndReason::Revoked, now())).collect();
+            (registry.users().collect::<Vec<_>>(), ended)
+        };
+        users.iter().for_each(|uid| self.touch(&SessionId::of_user(*uid)));
+        let _ = self.tell(&ended, None);
     }
 
     /// Has a session's connections look at it anew.
@@ -323,6 +351,7 @@ impl Sessions {
     }
 
     async fn end_what_is_due(&self) -> Option<Millis> {
+        let mut turn = Turn::begin();
         loop {
             let expired = lock(&self.registry).expired(AT_ONCE, now());
             if expired.is_empty() {
@@ -330,6 +359,8 @@ impl Sessions {
             }
             for id in expired {
                 let _ = self.end(&id, EndReason::Expired, None);
+                // With each goes what is below it.
+                turn.pause().await;
             }
             yield_now().await;
         }
@@ -378,6 +409,19 @@ async fn keep_time(sessions: std::sync::Weak<Sessions>) {
         tokio::select! {
             () = sleep(pause) => {}
             () = living.clock.notified() => {}
+        }
+    }
+}
+
+/// Tells realms what one turn had no time for.
+async fn tell_the_untold(sessions: std::sync::Weak<Sessions>) {
+    loop {
+        let Some(living) = sessions.upgrade() else { return };
+        living.tell_realms();
+        if lock(&living.untold).is_empty() {
+            living.has_untold.notified().await;
+        } else {
+            yield_now().await;
         }
     }
 }

@@ -521,7 +521,14 @@ impl Registry {
                 }
             }
         }
-        led.iter().flat_map(|id| self.end(id, EndReason::LeaderExited, now)).collect()
+        let mut ended = Vec::new();
+        for id in led {
+            // What is below it goes with it, however many that are.
+            if ended.len() < at_most {
+                ended.extend(self.end(&id, EndReason::LeaderExited, now));
+            }
+        }
+        ended
     }
 
     /// Counts a leader that may outlive its session with those around that: what it costs is theirs.

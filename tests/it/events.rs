@@ -291,6 +291,75 @@ fn scopes_say_which_subjects_and_what_is_narrowed_is_heard_no_more() {
 }
 
 #[test]
+fn whoever_is_below_what_is_narrowed_is_told_at_once_what_it_hears_no_more() {
+    let (ground, _daemon) = served_with("");
+    let mut owner = owner(&ground);
+    let wide = json!({ "scopes": ["session:create", "events:subscribe:build.>"] });
+    let (above, _, mut middle) = joined(&ground, &mut owner, "above", wide);
+    let scopes = json!({ "scopes": ["events:subscribe:build.>"] });
+    let (_, _, mut below) = joined(&ground, &mut middle, "below", scopes);
+    subscribe(&mut below, json!({ "subjects": ["build.>", "build.x"] }));
+    let narrowed =
+        owner.call("session.update", &json!({ "id": above, "scopes": ["events:subscribe:build.x"] }));
+    assert!(narrowed["result"].is_object(), "{narrowed}");
+    // It asks nothing, and nothing is published.
+    assert_eq!(told(&mut below, "event.unsubscribed")["subjects"], json!(["build.>"]));
+    assert_eq!(publish(&mut owner, "build.x", json!(1))["reached"], 1);
+    assert_eq!(told(&mut below, "event")["subject"], "build.x");
+}
+
+#[test]
+fn what_brings_nothing_but_a_gap_is_bounded_too_while_it_is_not_read() {
+    let (ground, _daemon) = served_with("");
+    let mut owner = owner(&ground);
+    let (_, _, mut line) = joined(&ground, &mut owner, "greedy", json!({}));
+    // All of them in one write: none is read before the last is asked.
+    let ask = |id: usize| {
+        let params = json!({ "subjects": ["x"], "since": 1, "epoch": "0000000000000000" });
+        format!("{}\n", json!({ "jsonrpc": "2.0", "id": id, "method": "events.subscribe", "params": params }))
+    };
+    line.send(&(0..20).map(ask).collect::<String>());
+    let mut waits = 0;
+    let mut gaps = 0;
+    for _ in 0..20 {
+        let mut answer = line.receive().unwrap();
+        while answer["method"] == "event.gap" {
+            gaps += 1;
+            answer = line.receive().unwrap();
+        }
+        if answer["error"].is_object() {
+            assert!(words(&answer).contains("waits to be read"), "{answer}");
+            waits += 1;
+        }
+    }
+    assert!(waits > 0 && gaps + waits >= 19, "{gaps} gaps, {waits} refused");
+}
+
+#[test]
+fn a_realm_has_its_most_patterns_whoever_listens_and_however_many_are_named_at_once() {
+    let (ground, _daemon) = served_with("[events]\npatterns_per_realm = 64\n");
+    let mut owner = owner(&ground);
+    let (_, _, mut first) = joined(&ground, &mut owner, "first", json!({}));
+    let (_, _, mut second) = joined(&ground, &mut owner, "second", json!({}));
+    let named =
+        |from: usize, count: usize| -> Value { (from..from + count).map(|at| format!("s{at}")).collect() };
+    subscribe(&mut first, json!({ "subjects": named(0, 40) }));
+    let answer = second.call("events.subscribe", &json!({ "subjects": named(0, 25) }));
+    assert_eq!(code(&answer), -32003, "{answer}");
+    assert!(words(&answer).contains("events.patterns_per_realm"), "{answer}");
+    subscribe(&mut second, json!({ "subjects": named(0, 24) }));
+    // Elsewhere there is room, and here where somebody has left.
+    subscribe(&mut owner, json!({ "subjects": named(0, 25), "realm": "far" }));
+    assert!(first.call("events.unsubscribe", &json!({ "subjects": ["s0"] }))["result"].is_object());
+    subscribe(&mut second, json!({ "subjects": ["s99"] }));
+    // One that names more than a connection may have is refused for that, whatever they are.
+    let answer = first.call("events.subscribe", &json!({ "subjects": vec!["not a subject"; 1000] }));
+    assert_eq!(code(&answer), -32602, "{answer}");
+    let answer = first.call("events.subscribe", &json!({ "subjects": named(0, 1000) }));
+    assert_eq!(code(&answer), -32003, "{answer}");
+}
+
+#[test]
 fn only_who_stands_for_somebody_enters_other_realms() {
     let (ground, _daemon) = served_with("");
     let mut owner = owner(&ground);
@@ -333,6 +402,8 @@ fn every_limit_of_an_event_holds_at_its_edge() {
     subscribe(&mut owner, json!({ "subjects": ["a", "b", "a"] }));
     let answer = owner.call("events.subscribe", &json!({ "subjects": ["c"] }));
     assert_eq!(code(&answer), -32003);
+    assert!(words(&answer).contains("events.patterns"), "{answer}");
+    let answer = owner.call("events.unsubscribe", &json!({ "subjects": ["x", "y", "z"] }));
     assert!(words(&answer).contains("events.patterns"), "{answer}");
     // Two realms are kept, and both have a subscriber.
     let (_, _, mut far) = joined(&ground, &mut owner, "far", json!({ "realm": "far" }));

@@ -1,5 +1,6 @@
 //! The methods of events: what their parameters are, and what they answer.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -7,7 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::subscriber::Subscriber;
-use super::{From, NotPublished, NotSubscribed, Site};
+use super::{Events, From, NotPublished, NotSubscribed, Site};
 use crate::daemon::control::{Caller, Params, invalid, read};
 use crate::session::Realm;
 use crate::wire::event::Epoch;
@@ -77,7 +78,7 @@ impl SubscribeParams {
 pub(in crate::daemon) fn subscribe(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let params: SubscribeParams = read(params)?;
     let from = params.from()?;
-    let patterns = patterns(&params.subjects)?;
+    let patterns = patterns(&caller.hub.events, &params.subjects)?;
     if patterns.is_empty() {
         return Err(invalid("subjects: at least one is expected"));
     }
@@ -106,7 +107,8 @@ struct UnsubscribeParams {
 
 pub(in crate::daemon) fn unsubscribe(caller: &Caller<'_>, params: Params<'_>) -> Result<Value, RpcError> {
     let params: UnsubscribeParams = read(params)?;
-    let patterns = params.subjects.as_deref().map(patterns).transpose()?;
+    let named = params.subjects.as_deref();
+    let patterns = named.map(|named| patterns(&caller.hub.events, named)).transpose()?;
     let site = site(caller, params.realm.as_deref())?;
     let left = caller.hub.events.unsubscribe(subscriber(caller)?, &site, patterns.as_deref());
     Ok(json!({ "subjects": texts(&left) }))
@@ -127,12 +129,19 @@ pub(in crate::daemon) fn site(caller: &Caller<'_>, realm: Option<&str>) -> Resul
     Ok(Site { realm, ..own })
 }
 
-pub(in crate::daemon) fn patterns(texts: &[String]) -> Result<Vec<Pattern>, RpcError> {
-    let read = |text: &String| {
+/// Reads patterns, each once, if they are no more than one connection may have: what is refused anyway is not looked at.
+pub(in crate::daemon) fn patterns(events: &Events, texts: &[String]) -> Result<Vec<Pattern>, RpcError> {
+    let most = events.patterns_max();
+    let (mut known, mut patterns) = (HashSet::new(), Vec::new());
+    for text in texts.iter().filter(|text| known.insert(text.as_str())) {
+        if patterns.len() == most {
+            return Err(not_subscribed(NotSubscribed::TooMany(most)));
+        }
         let shown = || text.chars().take(64).collect::<String>();
-        text.parse().map_err(|problem| invalid(format!("subject {:?}: {problem}", shown())))
-    };
-    texts.iter().map(read).collect()
+        let read = text.parse().map_err(|problem| invalid(format!("subject {:?}: {problem}", shown())));
+        patterns.push(read?);
+    }
+    Ok(patterns)
 }
 
 fn texts(patterns: &[Pattern]) -> Vec<&str> {
@@ -158,9 +167,10 @@ fn not_published(error: NotPublished) -> RpcError {
 pub(in crate::daemon) fn not_subscribed(error: NotSubscribed) -> RpcError {
     let code = match &error {
         NotSubscribed::NotHeard(_) => ErrorCode::NotPermitted,
-        NotSubscribed::TooMany(_) | NotSubscribed::ReplayUnderWay | NotSubscribed::Full(_) => {
-            ErrorCode::LimitReached
-        }
+        NotSubscribed::TooMany(_)
+        | NotSubscribed::TooManyInRealm(_)
+        | NotSubscribed::ReplayUnderWay
+        | NotSubscribed::Full(_) => ErrorCode::LimitReached,
     };
     RpcError::new(code, error.to_string())
 }

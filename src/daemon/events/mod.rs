@@ -31,7 +31,7 @@ use crate::wire::subject::{Pattern, Subject};
 use audience::{Audience, NotHeard, NotSaid};
 use channel::Channel;
 pub(super) use channel::From;
-use subscriber::{Offered, Subscriber};
+use subscriber::{Offered, Room, Subscriber};
 
 /// Where events are published and heard: a realm of one user.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -115,7 +115,11 @@ pub(super) enum NotSubscribed {
     NotHeard(#[from] NotHeard),
     #[error("a connection subscribes to at most {0} patterns (events.patterns)")]
     TooMany(usize),
-    #[error("events that were asked for before still wait to be read; ask for more when they are")]
+    #[error(
+        "all who listen in one realm subscribe to at most {0} patterns (events.patterns_per_realm); > and * stand for many subjects"
+    )]
+    TooManyInRealm(usize),
+    #[error("what was asked for before, or told, still waits to be read; ask for more when it is")]
     ReplayUnderWay,
     #[error(transparent)]
     Full(#[from] NoRoom),
@@ -199,6 +203,11 @@ impl Events {
         self.flush();
     }
 
+    /// How many patterns a request may name: no more than one connection may have.
+    pub(super) fn patterns_max(&self) -> usize {
+        lock(&self.inner).settings.patterns
+    }
+
     /// Has whoever got something look at it.
     pub(super) fn flush(&self) {
         let stirred = std::mem::take(&mut lock(&self.inner).stirred);
@@ -216,15 +225,17 @@ impl Events {
     ) -> Result<Subscribed, NotSubscribed> {
         patterns.iter().try_for_each(|pattern| audience::may_hear(session, pattern))?;
         let mut inner = lock(&self.inner);
-        let most = inner.settings.patterns;
+        let (of_connection, of_realm) = (inner.settings.patterns, inner.settings.patterns_per_realm);
         let channel = inner.channel(site)?;
+        let in_use: usize = channel.subscribers.iter().map(|known| known.count_at(site)).sum();
+        let room = Room { of_connection, of_realm, left_in_realm: of_realm.saturating_sub(in_use) };
         let hears = |event: &Event| {
             event.audience.has(session) && patterns.iter().any(|pattern| pattern.matches(&event.subject))
         };
         let replay = channel.replay(site, from, wanted, hears);
         let replayed = replay.events.len();
         let after = replay.after;
-        let all = subscriber.add(session, site, &patterns, replay, most)?;
+        let all = subscriber.add(session, site, &patterns, replay, room)?;
         if !channel.subscribers.iter().any(|known| Arc::ptr_eq(known, subscriber)) {
             channel.subscribers.push(subscriber.clone());
         }
@@ -238,9 +249,10 @@ impl Events {
         site: &Site,
         patterns: Option<&[Pattern]>,
     ) -> Vec<Pattern> {
+        let mut inner = lock(&self.inner);
         let left = subscriber.remove(site, patterns);
         if left.is_empty()
-            && let Some(channel) = lock(&self.inner).channels.get_mut(site)
+            && let Some(channel) = inner.channels.get_mut(site)
         {
             channel.subscribers.retain(|known| !Arc::ptr_eq(known, subscriber));
         }

@@ -29,14 +29,18 @@ enum Piece {
         is_replayed: bool,
     },
     /// What is for this subscriber alone, as it is sent.
-    Own(Box<[u8]>),
+    Own {
+        bytes: Box<[u8]>,
+        /// Whether it stands for events that were asked for as kept ones.
+        is_replayed: bool,
+    },
 }
 
 impl Piece {
     fn line(&self) -> &[u8] {
         match self {
             Piece::Event { event, .. } => event.line.line(),
-            Piece::Own(bytes) => bytes,
+            Piece::Own { bytes, .. } => bytes,
         }
     }
 }
@@ -60,8 +64,10 @@ pub(super) struct Queue {
     /// Events among them that were new when they came, and their bytes: what the limits count.
     events: usize,
     bytes: usize,
-    /// Events among them that were kept.
+    /// Events among them that were kept, and what is told instead of such.
     replayed: usize,
+    /// How much among them is for this subscriber alone.
+    told: usize,
     /// What is missing behind the last piece.
     missed: Vec<Missed>,
 }
@@ -84,6 +90,7 @@ impl Queue {
             events: 0,
             bytes: 0,
             replayed: 0,
+            told: 0,
             missed: Vec::new(),
         }
     }
@@ -93,9 +100,14 @@ impl Queue {
         self.written > 0
     }
 
-    /// Whether events that were asked for as kept ones still wait.
+    /// Whether events that were asked for as kept ones still wait, or the word that there are none.
     pub(super) fn is_replaying(&self) -> bool {
         self.replayed > 0
+    }
+
+    /// How much waits that is for this subscriber alone.
+    pub(super) fn told(&self) -> usize {
+        self.told
     }
 
     /// Takes in a new event, or counts that it did not fit.
@@ -129,7 +141,7 @@ impl Queue {
     pub(super) fn replay(&mut self, gap: Option<&Gap<'_>>, events: Vec<Arc<Event>>) {
         self.tell_missed();
         if let Some(gap) = gap {
-            self.tell(GAP, gap);
+            self.tell(GAP, gap, true);
         }
         self.replayed += events.len();
         self.pieces.extend(events.into_iter().map(|event| Piece::Event { event, is_replayed: true }));
@@ -139,7 +151,7 @@ impl Queue {
     pub(super) fn unsubscribed(&mut self, realm: &str, patterns: &[Pattern]) {
         self.tell_missed();
         let subjects: Vec<&str> = patterns.iter().map(Pattern::as_str).collect();
-        self.tell(UNSUBSCRIBED, &serde_json::json!({ "subjects": subjects, "realm": realm }));
+        self.tell(UNSUBSCRIBED, &serde_json::json!({ "subjects": subjects, "realm": realm }), false);
     }
 
     fn tell_missed(&mut self) {
@@ -154,17 +166,20 @@ impl Queue {
                     to: Some(to),
                     epoch,
                 },
+                false,
             );
         }
     }
 
-    fn tell(&mut self, method: &str, params: &impl serde::Serialize) {
+    fn tell(&mut self, method: &str, params: &impl serde::Serialize, is_replayed: bool) {
         let mut bytes = Vec::new();
         match self.form {
             Form::Lines => write_notification(&mut bytes, method, params),
             Form::Stream => write_frame(&mut bytes, method, None, params),
         }
-        self.pieces.push_back(Piece::Own(bytes.into()));
+        self.told += 1;
+        self.replayed += usize::from(is_replayed);
+        self.pieces.push_back(Piece::Own { bytes: bytes.into(), is_replayed });
     }
 
     /// Writes what waits, as far as the other end takes it, with as few calls as there can be: `write` is given the
@@ -216,12 +231,15 @@ impl Queue {
 
     fn pop(&mut self) -> Option<Piece> {
         let piece = self.pieces.pop_front()?;
-        if let Piece::Event { event, is_replayed } = &piece {
-            if *is_replayed {
-                self.replayed -= 1;
-            } else {
+        match &piece {
+            Piece::Event { is_replayed: true, .. } => self.replayed -= 1,
+            Piece::Event { event, .. } => {
                 self.events -= 1;
                 self.bytes -= event.line.line().len();
+            }
+            Piece::Own { is_replayed, .. } => {
+                self.told -= 1;
+                self.replayed -= usize::from(*is_replayed);
             }
         }
         if self.pieces.is_empty() {
@@ -244,7 +262,7 @@ impl Queue {
                     frames.extend_from_slice(event.line.params());
                     frames.extend_from_slice(b"\n\n");
                 }
-                Some(Piece::Own(frame)) => frames.extend_from_slice(&frame),
+                Some(Piece::Own { bytes, .. }) => frames.extend_from_slice(&bytes),
                 None => break,
             }
         }
@@ -374,6 +392,25 @@ mod tests {
         assert!(!queue.push(&numbered(7), &site(), &limits(1, usize::MAX)));
         assert_eq!(written(&mut queue, 100).len(), 7);
         assert!(!queue.is_replaying());
+    }
+
+    #[test]
+    fn a_word_in_place_of_what_is_kept_is_a_replay_until_it_is_read() {
+        let mut queue = Queue::new(Form::Lines);
+        let gap = Gap {
+            reason: GapReason::Restarted,
+            realm: "default",
+            missed: None,
+            from: None,
+            to: None,
+            epoch: Epoch(7),
+        };
+        queue.replay(Some(&gap), Vec::new());
+        assert_eq!((queue.is_replaying(), queue.told()), (true, 1));
+        queue.unsubscribed("default", &["a".parse().unwrap()]);
+        assert_eq!(queue.told(), 2);
+        assert_eq!(written(&mut queue, 100).len(), 2);
+        assert_eq!((queue.is_replaying(), queue.told()), (false, 0));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One who listens: what it subscribes to, what waits for it, and whether it may still hear anything.
 
+use std::collections::HashSet;
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,10 +23,22 @@ use crate::wire::subject::Pattern;
 pub(super) enum Offered {
     /// It is not for this subscriber.
     NotHeard,
+    /// Nor this one, but something else waits to be read: the session may not hear all that it did.
+    Told,
     /// It waits to be read.
     Queued,
     /// It did not fit, and is counted.
     Missed,
+}
+
+/// To how many patterns one may subscribe.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// On one connection, wherever it listens.
+    pub(super) of_connection: usize,
+    /// In one realm, by all who listen there, and how many more may come.
+    pub(super) of_realm: usize,
+    pub(super) left_in_realm: usize,
 }
 
 #[derive(Debug)]
@@ -41,40 +54,51 @@ pub(in crate::daemon) struct Subscriber {
 struct State {
     /// The session as it was when the patterns were looked at last.
     seen: Arc<Session>,
-    patterns: Vec<(Site, Pattern)>,
-    /// Where it is among those who listen.
-    sites: Vec<Site>,
+    /// Where it listens, and to what; nowhere to nothing.
+    sites: Vec<Listened>,
     queue: Queue,
 }
 
+/// What is subscribed to at one site, each once.
+#[derive(Debug)]
+struct Listened {
+    site: Site,
+    patterns: Vec<Pattern>,
+}
+
 impl State {
-    /// Takes away what the session's scopes do not permit any more.
-    fn look_again(&mut self, session: &Arc<Session>) {
+    /// Takes away what the session's scopes do not permit any more; says whether that was anything.
+    fn look_again(&mut self, session: &Arc<Session>) -> bool {
         if Arc::ptr_eq(&self.seen, session) {
-            return;
+            return false;
         }
         self.seen = session.clone();
-        let (kept, lost): (Vec<_>, Vec<_>) =
-            self.patterns.drain(..).partition(|(_, pattern)| audience::permits(session, pattern));
-        self.patterns = kept;
-        for (site, pattern) in lost {
-            self.queue.unsubscribed(site.realm.as_str(), &[pattern]);
+        let mut is_told = false;
+        for Listened { site, patterns } in &mut self.sites {
+            let (kept, lost): (Vec<_>, Vec<_>) =
+                patterns.drain(..).partition(|pattern| audience::permits(session, pattern));
+            *patterns = kept;
+            for pattern in lost {
+                self.queue.unsubscribed(site.realm.as_str(), &[pattern]);
+                is_told = true;
+            }
         }
+        is_told
     }
 
-    fn of_site(&self, site: &Site) -> Vec<Pattern> {
-        self.patterns.iter().filter(|(place, _)| place == site).map(|(_, pattern)| pattern.clone()).collect()
+    fn of_site(&self, site: &Site) -> &[Pattern] {
+        let listened = self.sites.iter().find(|listened| listened.site == *site);
+        listened.map_or(&[], |listened| &listened.patterns)
+    }
+
+    fn count(&self) -> usize {
+        self.sites.iter().map(|listened| listened.patterns.len()).sum()
     }
 }
 
 impl Subscriber {
     pub(in crate::daemon) fn new(admitted: &Admitted, form: Form) -> Arc<Subscriber> {
-        let state = State {
-            seen: admitted.session.clone(),
-            patterns: Vec::new(),
-            sites: Vec::new(),
-            queue: Queue::new(form),
-        };
+        let state = State { seen: admitted.session.clone(), sites: Vec::new(), queue: Queue::new(form) };
         Arc::new(Subscriber {
             admitted: admitted.clone(),
             state: Mutex::new(state),
@@ -83,57 +107,67 @@ impl Subscriber {
         })
     }
 
-    /// Adds patterns and what follows of what is kept; says what is subscribed to at that site then.
+    /// Adds patterns and what follows of what is kept; says what is subscribed to at that site then. Of this site's
+    /// patterns all subscribers may have so many more.
     pub(super) fn add(
         &self,
         session: &Arc<Session>,
         site: &Site,
         patterns: &[Pattern],
         replay: Replay<'_>,
-        most: usize,
+        room: Room,
     ) -> Result<Vec<Pattern>, NotSubscribed> {
         let mut state = lock(&self.state);
         state.look_again(session);
-        let mut all = state.patterns.clone();
+        let mut known: HashSet<&Pattern> = state.of_site(site).iter().collect();
+        let mut new = Vec::new();
         for pattern in patterns {
-            let pattern = (site.clone(), pattern.clone());
-            if !all.contains(&pattern) {
-                all.push(pattern);
+            if known.insert(pattern) {
+                new.push(pattern.clone());
             }
         }
-        if all.len() > most {
-            return Err(NotSubscribed::TooMany(most));
+        if state.count() + new.len() > room.of_connection {
+            return Err(NotSubscribed::TooMany(room.of_connection));
         }
-        if state.queue.is_replaying() && !replay.events.is_empty() {
+        if new.len() > room.left_in_realm {
+            return Err(NotSubscribed::TooManyInRealm(room.of_realm));
+        }
+        let brings = replay.gap.is_some() || !replay.events.is_empty();
+        if brings && state.queue.is_replaying() || state.queue.told() > room.of_connection {
             return Err(NotSubscribed::ReplayUnderWay);
         }
-        state.patterns = all;
-        if !state.sites.contains(site) {
-            state.sites.push(site.clone());
+        match state.sites.iter_mut().find(|listened| listened.site == *site) {
+            Some(listened) => listened.patterns.extend(new),
+            None => state.sites.push(Listened { site: site.clone(), patterns: new }),
         }
-        if replay.gap.is_some() || !replay.events.is_empty() {
+        if brings {
             state.queue.replay(replay.gap.as_ref(), replay.events);
         }
-        Ok(state.of_site(site))
+        Ok(state.of_site(site).to_vec())
     }
 
     /// Takes patterns away, or all of them; says what is left at that site.
     pub(super) fn remove(&self, site: &Site, patterns: Option<&[Pattern]>) -> Vec<Pattern> {
         let mut state = lock(&self.state);
-        let goes = |place: &Site, pattern: &Pattern| {
-            place == site && patterns.is_none_or(|patterns| patterns.contains(pattern))
-        };
-        state.patterns.retain(|(place, pattern)| !goes(place, pattern));
-        let left = state.of_site(site);
+        let gone: Option<HashSet<&Pattern>> = patterns.map(|patterns| patterns.iter().collect());
+        if let Some(listened) = state.sites.iter_mut().find(|listened| listened.site == *site) {
+            listened.patterns.retain(|pattern| gone.as_ref().is_some_and(|gone| !gone.contains(pattern)));
+        }
+        let left = state.of_site(site).to_vec();
         if left.is_empty() {
-            state.sites.retain(|place| place != site);
+            state.sites.retain(|listened| listened.site != *site);
         }
         left
     }
 
+    /// To how many patterns of a site it subscribes.
+    pub(super) fn count_at(&self, site: &Site) -> usize {
+        lock(&self.state).of_site(site).len()
+    }
+
     /// Where it listens.
     pub(super) fn sites(&self) -> Vec<Site> {
-        lock(&self.state).sites.clone()
+        lock(&self.state).sites.iter().map(|listened| listened.site.clone()).collect()
     }
 
     /// Offers an event, which it hears if its token is still good, by the registry's word, its session may hear it,
@@ -148,10 +182,10 @@ impl Subscriber {
     ) -> Offered {
         let Some(session) = registry.standing(&self.admitted, now) else { return Offered::NotHeard };
         let mut state = lock(&self.state);
-        state.look_again(session);
-        let matches = |(place, pattern): &(Site, Pattern)| pattern.matches(&event.subject) && place == site;
-        if !event.audience.has(session) || !state.patterns.iter().any(matches) {
-            return Offered::NotHeard;
+        let is_told = state.look_again(session);
+        let is_heard = || state.of_site(site).iter().any(|pattern| pattern.matches(&event.subject));
+        if !event.audience.has(session) || !is_heard() {
+            return if is_told { Offered::Told } else { Offered::NotHeard };
         }
         if state.queue.push(event, site, limits) { Offered::Queued } else { Offered::Missed }
     }

@@ -165,10 +165,12 @@ impl Wish {
         };
         let since = since.map(place).transpose()?;
         let come_back = come_back.filter(|text| !text.is_empty()).map(place).transpose()?;
-        let from = match (come_back.or(since), last) {
-            (Some(from), _) => from,
-            (None, Some(_)) => From::Beginning,
-            (None, None) => From::Now,
+        let from = match (come_back, since, last) {
+            // How much of the past was wanted was said, and is over: it goes on where it broke off.
+            (Some(place), _, _) => (place, None),
+            (None, Some(since), last) => (since, last),
+            (None, None, Some(last)) => (From::Beginning, Some(last)),
+            (None, None, None) => (From::Now, None),
         };
         let patterns = if subjects.is_empty() {
             let session = &asked.bearer.admitted().session;
@@ -179,9 +181,9 @@ impl Wish {
             }
             own
         } else {
-            patterns(&subjects)?
+            patterns(&asked.pages.hub.events, &subjects)?
         };
-        Ok(Wish { patterns, from: (from, last), realm, follows: follow.unwrap_or(true) })
+        Ok(Wish { patterns, from, realm, follows: follow.unwrap_or(true) })
     }
 }
 
