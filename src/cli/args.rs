@@ -39,13 +39,17 @@ Exit codes:
 docs/doctor.md explains each finding by its id.";
 
 const PUBLISH_HELP: &str = "\
-Arguments can be seen by other programs of this machine: what they must not know comes from standard input (-).";
+Arguments can be seen by other programs of this machine: what they must not know comes from standard input (-).
+
+The daemon keeps events in memory, for those who come later: as long as it runs. It exits once nothing has used it for \
+a while (lifecycle.idle_exit_seconds; with 0 it stays).";
 
 const SUBSCRIBE_HELP: &str = "\
 * stands for one word of a subject and > for all that follow: put both in quotes, or the shell takes them for its own.
 
 With --json each line is an object whose type is subscribed, event, gap, unsubscribed or away. A gap says which events \
-do not come. docs/events.md has the rest.";
+do not come. What is kept is so for as long as the daemon runs; it exits once nothing has used it for a while \
+(lifecycle.idle_exit_seconds; with 0 it stays). docs/events.md has the rest.";
 
 /// Authenticated local sockets: every connection has a proven peer, and every request belongs to a
 /// session.

@@ -14,7 +14,7 @@ use super::output::Output;
 use super::{Failure, client_options, exit, logging, runtime};
 use crate::client::events::{Event, Subscribed, Unsubscribed};
 use crate::client::follow::{FollowError, Heard};
-use crate::client::{CallError, Client, Follower, Gap, Subscription, Told};
+use crate::client::{CallError, Client, Follower, Gap, Start, Subscription, Told};
 use crate::kernel::{clock, fds};
 use crate::wire::event::GapReason;
 use crate::wire::text::{in_brackets, printable};
@@ -47,6 +47,7 @@ pub(super) fn subscribe(common: &Common, args: &Subscribe, output: &Output) -> R
 async fn show_kept(common: &Common, subscription: &Subscription, output: &Output) -> Result<(), Failure> {
     let mut client = Client::connect(&client_options(common)).await?;
     let subscribed = client.subscribe(subscription).await?;
+    note_nothing_kept(subscription.start, &subscribed, output);
     if output.is_json() && say(output, &Line::Subscribed(&subscribed))?.is_break() {
         return Ok(());
     }
@@ -69,8 +70,9 @@ async fn show_kept(common: &Common, subscription: &Subscription, output: &Output
 
 /// Shows what comes, whatever becomes of the daemon meanwhile.
 async fn follow(common: &Common, subscription: Subscription, output: &Output) -> Result<(), Failure> {
-    let subjects = subscription.subjects.join(", ");
+    let (subjects, start) = (subscription.subjects.join(", "), subscription.start);
     let (mut follower, subscribed) = Follower::begin(client_options(common), subscription).await?;
+    note_nothing_kept(start, &subscribed, output);
     let mut heard = Heard::Subscribed(subscribed);
     loop {
         let then = match &heard {
@@ -96,6 +98,24 @@ async fn follow(common: &Common, subscription: Subscription, output: &Output) ->
         }
         heard = follower.next().await?;
     }
+}
+
+/// Says why what is kept does not come, where nothing is: who asked for it would take silence for "nobody said
+/// anything".
+fn note_nothing_kept(start: Start, subscribed: &Subscribed, output: &Output) {
+    let asks_for_kept = matches!(start, Start::Kept | Start::Last(1..) | Start::AfterNumber(0));
+    // All that is kept comes after the newest event.
+    if !asks_for_kept || subscribed.replayed > 0 || subscribed.after != subscribed.seq {
+        return;
+    }
+    output.note(match subscribed.seq {
+        0 => {
+            "no event came here yet; what was kept before ended with the daemon that kept it, which exits when it is idle (lifecycle.idle_exit_seconds), or with its realm (events.realms_per_uid)"
+        }
+        _ => {
+            "this daemon keeps no event here that came: its configuration says so (events.kept), or the newest one was too long (events.kept_bytes)"
+        }
+    });
 }
 
 /// Waits until nobody reads standard output any more: a subscriber whom nobody hears would be counted by every publisher,

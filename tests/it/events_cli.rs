@@ -239,6 +239,37 @@ fn what_is_kept_is_shown_as_far_as_is_asked_and_a_gap_is_never_silent() {
 }
 
 #[test]
+fn where_nothing_is_kept_whoever_asks_for_it_is_told_which_setting_says_so() {
+    let said = |ground: &Ground, args: &[&str]| {
+        let output = ground.authsock(["subscribe", "n"]).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+        (output.stdout.len(), String::from_utf8(output.stderr).unwrap())
+    };
+    for (settings, named) in [("kept = 0", "(events.kept)"), ("kept_bytes = 10", "(events.kept_bytes)")] {
+        let (ground, _daemon) = served_with(&format!("[events]\n{settings}\n"));
+        // Before there was anything to keep.
+        for args in [&["-n", "1"][..], &["-nall"], &["--since", "0"]] {
+            let (printed, words) = said(&ground, args);
+            assert!(printed == 0 && words.contains("(lifecycle.idle_exit_seconds)"), "{args:?}: {words}");
+        }
+        publish(&ground, "n", "x");
+        for args in [&["-n", "1"][..], &["-nall"]] {
+            let (printed, words) = said(&ground, args);
+            assert!(printed == 0 && words.contains(named), "{args:?}: {words}");
+            assert_eq!(words.lines().count(), 1, "{words}");
+        }
+        // None was asked for; and programs have it in numbers.
+        assert_eq!(said(&ground, &["-n", "0"]), (0, String::new()));
+        let (printed, words) = said(&ground, &["-n", "1", "--json"]);
+        assert!(printed > 0 && words.is_empty(), "{words}");
+    }
+    // Where something is kept, and it is only about something else, there is nothing to say.
+    let (ground, _daemon) = served_with("[events]\nkept = 1\n");
+    publish(&ground, "other", "x");
+    assert_eq!(said(&ground, &["-n", "1"]), (0, String::new()));
+}
+
+#[test]
 fn a_subscriber_comes_back_after_a_kill_and_shows_the_gap() {
     let ground = Ground::new();
     let listener = bind_private(&ground.init_socket());
