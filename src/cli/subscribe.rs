@@ -220,6 +220,10 @@ fn of_gap(gap: &Gap) -> String {
             "events may be missing: the daemon began anew, or forgot this realm, and the numbers with it"
                 .to_owned()
         }
+        Some(GapReason::Ahead) => {
+            "events may be missing: this number was not given out yet, unless it was before the numbers began anew, with another daemon or once this realm was forgotten"
+                .to_owned()
+        }
         None => format!("{count} missing{numbers}, for a reason that this version of authsock does not know"),
     }
 }
@@ -291,6 +295,8 @@ mod tests {
         let forgotten = gap(Some(GapReason::Forgotten), None, Some(3), Some(3));
         assert!(forgotten.starts_with("events missing (number 3)"), "{forgotten}");
         assert!(gap(Some(GapReason::Restarted), None, None, None).starts_with("events may be missing"));
+        let ahead = gap(Some(GapReason::Ahead), None, None, None);
+        assert!(ahead.starts_with("events may be missing: this number was not given out yet"), "{ahead}");
         assert!(gap(None, Some(1), None, None).contains("this version"));
     }
 }

@@ -162,6 +162,8 @@ pub enum GapReason {
     Forgotten,
     /// The numbering is another one: the daemon began anew, or the realm was forgotten.
     Restarted,
+    /// The number that they should come after was not given out yet in this numbering.
+    Ahead,
 }
 
 /// Events that do not come.

@@ -401,9 +401,15 @@ fn who_comes_back_gets_what_is_kept_or_is_told_what_is_not() {
     assert_eq!((numbers(&lines), &begun["after"]), (vec![7], &json!(5)));
     let (_, lines) = collect(json!({ "subjects": [">"], "since": 5, "epoch": epoch, "last": 2 }));
     assert_eq!(numbers(&lines), [7, 8]);
-    for (since, epoch) in [(9, epoch.clone()), (1, json!("0123456789abcdef")), (9, Value::Null)] {
+    let other = json!("0123456789abcdef");
+    for (since, epoch, reason) in [
+        (9, epoch.clone(), "ahead"),
+        (9, Value::Null, "ahead"),
+        (1, other.clone(), "restarted"),
+        (9, other, "restarted"),
+    ] {
         let (_, lines) = collect(json!({ "subjects": [">"], "since": since, "epoch": epoch }));
-        assert_eq!(lines[0]["params"]["reason"], "restarted", "{lines:?}");
+        assert_eq!(lines[0]["params"]["reason"], reason, "{lines:?}");
         assert_eq!(numbers(&lines), [4, 5, 6, 7, 8]);
     }
     for (params, says) in [

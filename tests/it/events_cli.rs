@@ -226,6 +226,11 @@ fn what_is_kept_is_shown_as_far_as_is_asked_and_a_gap_is_never_silent() {
     }
     assert!(shown(&ground, &["n", "--since", "1"])[0].starts_with("-- events missing (number 2)"));
     assert!(shown(&ground, &["n", "--since", other])[0].starts_with("-- events may be missing"));
+    // A number of the present numbering, and no daemon that began anew.
+    for ahead in ["6", &format!("{epoch}:6")] {
+        let line = shown(&ground, &["n", "--since", ahead]).remove(0);
+        assert!(line.contains("this number was not given out yet"), "{line}");
+    }
     assert_eq!(data(&shown(&ground, &["other", "--since", "1"])), "-", "a gap alone is told as well");
     // With --follow it goes on behind that.
     let (mut subscriber, begun) = Subscriber::begin(&ground, &["n", "--since", "1", "-f"]);
