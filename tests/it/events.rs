@@ -314,6 +314,22 @@ fn only_who_stands_for_somebody_enters_other_realms() {
 }
 
 #[test]
+fn where_events_may_have_no_data_those_without_pass_and_no_others() {
+    let (ground, _daemon) = served_with("[events]\npayload_bytes = 0\n");
+    let mut owner = owner(&ground);
+    for params in [json!({ "subject": "a" }), json!({ "subject": "a", "data": null })] {
+        let answer = owner.call("events.publish", &params);
+        assert!(answer["result"].is_object(), "{answer}");
+    }
+    assert_eq!(ground.json(["publish", "a"])["seq"], 3);
+    for data in [json!(0), json!(""), json!("null"), json!([])] {
+        let answer = owner.call("events.publish", &json!({ "subject": "a", "data": data }));
+        assert_eq!(code(&answer), -32602, "{answer}");
+        assert!(words(&answer).contains("at most 0 bytes (events.payload_bytes)"), "{answer}");
+    }
+}
+
+#[test]
 fn every_limit_of_an_event_holds_at_its_edge() {
     let (ground, _daemon) =
         served_with("[events]\npayload_bytes = 10\npayload_depth = 2\npatterns = 2\nrealms_per_uid = 2\n");
