@@ -196,7 +196,7 @@ pub(super) struct Run {
     /// The session's name [default: CMD's file name]
     #[arg(long, value_name = "N")]
     pub(super) name: Option<String>,
-    /// The realm, for the owner only [default: the parent's]
+    /// The realm; another than the parent's is for the owner, and for a user's own session [default: the parent's]
     #[arg(long, value_name = "R")]
     pub(super) realm: Option<String>,
     /// How long the session's token is good: seconds, or a number with s, m, h or d; CMD goes on
@@ -256,7 +256,7 @@ pub(super) struct Publish {
     /// DATA is JSON and no text
     #[arg(long)]
     pub(super) json_data: bool,
-    /// Another realm (owner only)
+    /// Another realm (for the owner, and a user's own session)
     #[arg(long)]
     pub(super) realm: Option<String>,
 }
@@ -275,7 +275,7 @@ pub(super) struct Subscribe {
     /// Go on showing what comes, also after a restart of the daemon; the default without --since and --lines
     #[arg(long, short)]
     pub(super) follow: bool,
-    /// Another realm (owner only)
+    /// Another realm (for the owner, and a user's own session)
     #[arg(long)]
     pub(super) realm: Option<String>,
 }
@@ -284,10 +284,10 @@ pub(super) struct Subscribe {
 pub(super) enum Session {
     /// List the living sessions of this realm
     List {
-        /// Another realm (owner only)
+        /// Another realm (for the owner, and a user's own session)
         #[arg(long, conflicts_with = "all_realms")]
         realm: Option<String>,
-        /// All realms (owner only)
+        /// All realms (for the owner, and a user's own session)
         #[arg(long)]
         all_realms: bool,
         /// Those that ended within the last hour, and why, instead of those that live
