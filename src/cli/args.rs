@@ -35,6 +35,7 @@ const DOCTOR_HELP: &str = "\
 Exit codes:
   0  nothing keeps a client from its daemon (there may be warnings)
   1  there is at least one problem
+  2  the command line makes no sense
 
 docs/doctor.md explains each finding by its id.";
 
