@@ -251,7 +251,7 @@ pub(super) struct Call {
 pub(super) struct Publish {
     /// What it is about: words between dots, as in build.linux.done
     pub(super) subject: Subject,
-    /// What to say, a text; - reads it from standard input, without the last newline [default: nothing]
+    /// What to say, a text; - reads it from standard input, without the last newline [default: nothing; standard input is not read then]
     #[arg(allow_negative_numbers = true)]
     pub(super) data: Option<String>,
     /// DATA is JSON and no text

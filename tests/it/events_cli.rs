@@ -168,6 +168,42 @@ fn what_one_process_publishes_another_one_reads_line_by_line() {
 }
 
 #[test]
+fn standard_input_that_nobody_named_is_not_read_and_whoever_filled_it_is_told() {
+    let (ground, _daemon) = served_with("");
+    let publish = |input: Stdio, args: &[&str]| {
+        let output = ground.authsock(["publish", "a"]).args(args).stdin(input).output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let file = ground.root().join("input");
+    put(&file, "of a file", 0o600);
+    let filled = || {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"of echo\n").unwrap();
+        reader
+    };
+    let told = "authsock: this event has no data; what waits in standard input was not read: - in the place of DATA reads it\n";
+    assert_eq!(publish(filled().into(), &[]), told);
+    assert_eq!(publish(std::fs::File::open(&file).unwrap().into(), &[]), told);
+    // What is there for the next one is there still.
+    let reader = filled();
+    assert_eq!(publish(reader.try_clone().unwrap().into(), &[]), told);
+    assert_eq!(publish(reader.into(), &["-"]), "");
+    // Data is named, and it is another; programs read no notes; and nothing waits there: at an open end (not even for
+    // it), at a closed one, in a device.
+    assert_eq!(publish(filled().into(), &["x"]), "");
+    assert_eq!(publish(filled().into(), &["--json"]), "");
+    let (silent, _writer) = std::io::pipe().unwrap();
+    assert_eq!(publish(silent.into(), &[]), "");
+    assert_eq!(publish(std::io::pipe().unwrap().0.into(), &[]), "");
+    assert_eq!(publish(Stdio::null(), &[]), "");
+    let kept = ["", "", "", " of echo", " x", "", "", "", ""];
+    let lines = shown(&ground, &["a", "-nall"]);
+    let data: Vec<&str> = lines.iter().map(|line| line.split_once("(owner)").unwrap().1).collect();
+    assert_eq!(data, kept);
+}
+
+#[test]
 fn people_read_when_by_whom_and_what_in_one_line_of_text() {
     let (ground, _daemon) = served_with("");
     let mut owner = owner(&ground);
@@ -420,6 +456,8 @@ fn what_makes_no_sense_is_named_before_anything_is_started_for_it() {
         (&["publish", "a.*", "x"], "* and > are for those who subscribe"),
         (&["publish", "a b", "x"], "'a b'"),
         (&["publish"], "<SUBJECT>"),
+        (&["call", "events.subscribe", r#"{"subjects":["a"]}"#], "`authsock subscribe SUBJECT` shows"),
+        (&["call", "events.unsubscribe"], "`authsock subscribe SUBJECT` shows"),
         (&["publish", "a", "{", "--json-data"], "DATA is not JSON"),
         (&["subscribe"], "<SUBJECT>"),
         (&["subscribe", "a", ">.b"], "'>.b'"),
