@@ -73,11 +73,17 @@ async fn follow(common: &Common, subscription: Subscription, output: &Output) ->
     let (subjects, start) = (subscription.subjects.join(", "), subscription.start);
     let (mut follower, subscribed) = Follower::begin(client_options(common), subscription).await?;
     note_nothing_kept(start, &subscribed, output);
+    output.note(&format!("subscribed to {subjects}"));
     let mut heard = Heard::Subscribed(subscribed);
+    // Each attempt is a line for programs. People are told that it is gone, and that it is back, or why it is given up.
+    let mut is_away = false;
     loop {
         let then = match &heard {
             Heard::Subscribed(subscribed) => {
-                output.note(&format!("subscribed to {subjects}"));
+                if is_away {
+                    output.note("the daemon is back: subscribed again");
+                }
+                is_away = false;
                 match output.is_json() {
                     true => say(output, &Line::Subscribed(subscribed))?,
                     false => ControlFlow::Continue(()),
@@ -85,10 +91,15 @@ async fn follow(common: &Common, subscription: Subscription, output: &Output) ->
             }
             Heard::Told(told) => show(output, told)?,
             Heard::Away { why, pause } => {
-                let pause_seconds = pause.as_secs();
-                output.note(&format!("{why}; trying again in {pause_seconds} s"));
+                if !is_away {
+                    output.note(&format!("{why}; trying to come back"));
+                }
+                is_away = true;
                 match output.is_json() {
-                    true => say(output, &Line::Away { why: why.to_string(), pause_seconds })?,
+                    true => {
+                        let pause_seconds = pause.as_secs();
+                        say(output, &Line::Away { why: why.to_string(), pause_seconds })?
+                    }
                     false => ControlFlow::Continue(()),
                 }
             }

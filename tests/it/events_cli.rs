@@ -339,6 +339,48 @@ fn a_subscriber_comes_back_after_a_kill_and_shows_the_gap() {
 }
 
 #[test]
+fn people_are_told_once_that_the_daemon_is_away_and_once_that_it_is_back() {
+    let ground = Ground::new();
+    let listener = bind_private(&ground.init_socket());
+    let daemon = Daemon::start(&ground, listener.try_clone().unwrap(), |_| {});
+    ground.token_after_first_contact();
+    // Where a socket is named no daemon is started.
+    let join = |command: &mut Command| {
+        command.env("AUTHSOCK_SOCKET", ground.init_socket()).env("AUTHSOCK_TOKEN_FILE", ground.token_path());
+    };
+    let mut command = ground.authsock(["subscribe", "n"]);
+    join(&mut command);
+    let mut person = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(person.stderr.take().unwrap());
+    let mut next_line = || {
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        line
+    };
+    assert_eq!(next_line(), "authsock: subscribed to n\n");
+    let mut command = ground.authsock(["subscribe", "--json", "n"]);
+    join(&mut command);
+    let (mut program, _) = Subscriber::begin_with(&mut command);
+    let aside = ground.root().join("aside");
+    std::fs::rename(ground.init_socket(), &aside).unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGKILL);
+    drop(daemon);
+    // The end of the connection, and an attempt that failed: a program is told of each.
+    for pause in [1, 2] {
+        assert_eq!(program.next_of("away")["pause_seconds"], pause);
+    }
+    std::fs::rename(&aside, ground.init_socket()).unwrap();
+    let _daemon = Daemon::start(&ground, listener, |_| {});
+    program.next_of("subscribed");
+    assert_eq!(next_line(), "authsock: the daemon closed the connection; trying to come back\n");
+    assert_eq!(next_line(), "authsock: the daemon is back: subscribed again\n");
+    let own = nix::unistd::Pid::from_raw(person.id().try_into().unwrap());
+    nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGINT).unwrap();
+    person.wait().unwrap();
+    assert_eq!(next_line(), "", "and nothing else");
+}
+
+#[test]
 fn a_subscriber_starts_the_daemon_again_that_it_had_started_and_a_signal_ends_it_as_any_program() {
     use std::os::unix::process::ExitStatusExt;
     let ground = Ground::new();
