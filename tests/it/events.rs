@@ -9,26 +9,7 @@ use serde_json::{Value, json};
 
 use authsock::secret::token::Token;
 
-use crate::ground::{Daemon, Ground, Line, bind_private, minted};
-
-fn served_with(configuration: &str) -> (Ground, Daemon) {
-    let ground = Ground::new();
-    ground.configure(configuration);
-    let daemon = ground.serve();
-    (ground, daemon)
-}
-
-fn connected(ground: &Ground, token: &str) -> Line {
-    let mut line = Line::connect(&ground.init_socket());
-    let result = line.plain(token);
-    assert_eq!(result["success"], true, "{result}");
-    line
-}
-
-/// The owner, connected.
-fn owner(ground: &Ground) -> Line {
-    connected(ground, &ground.token_after_first_contact())
-}
+use crate::ground::{Daemon, Ground, Line, bind_private, connected, minted, owner, served_with};
 
 /// A session that is bound to the user, and a connection in it.
 fn joined(ground: &Ground, owner: &mut Line, name: &str, more: Value) -> (String, Token, Line) {

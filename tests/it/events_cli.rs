@@ -5,7 +5,9 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::ground::{Daemon, Ground, Line, bind_private, minted, put, skip_unless, text_of};
+use crate::ground::{
+    Daemon, Ground, Line, bind_private, minted, owner, put, served_with, skip_unless, text_of,
+};
 
 /// A subscriber that runs, and is subscribed.
 struct Subscriber {
@@ -60,20 +62,6 @@ impl Drop for Subscriber {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn served_with(configuration: &str) -> (Ground, Daemon) {
-    let ground = Ground::new();
-    ground.configure(configuration);
-    let daemon = ground.serve();
-    (ground, daemon)
-}
-
-/// The owner, connected.
-fn owner(ground: &Ground) -> Line {
-    let mut line = Line::connect(&ground.init_socket());
-    assert_eq!(line.plain(&ground.token_after_first_contact())["success"], true);
-    line
 }
 
 /// A session that is bound to the user; its id, and what makes a command part of it.
