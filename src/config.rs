@@ -112,7 +112,7 @@ impl Default for Http {
 /// What may be configured of events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Events {
-    /// `events.payload_bytes`, 0 to 1048576: the data of one event, as JSON. Default 65536.
+    /// `events.payload_bytes`, 0 to 1048576: the data of one event, as JSON; with 0 events have none. Default 65536.
     pub payload: usize,
     /// `events.payload_depth`, 1 to 127: lists and objects within each other in it. Default 64.
     pub payload_depth: usize,

@@ -35,17 +35,22 @@ const DOCTOR_HELP: &str = "\
 Exit codes:
   0  nothing keeps a client from its daemon (there may be warnings)
   1  there is at least one problem
+  2  the command line makes no sense
 
 docs/doctor.md explains each finding by its id.";
 
 const PUBLISH_HELP: &str = "\
-Arguments can be seen by other programs of this machine: what they must not know comes from standard input (-).";
+Arguments can be seen by other programs of this machine: what they must not know comes from standard input (-).
+
+The daemon keeps events in memory, for those who come later: as long as it runs. It exits once nothing has used it for \
+a while (lifecycle.idle_exit_seconds; with 0 it stays).";
 
 const SUBSCRIBE_HELP: &str = "\
 * stands for one word of a subject and > for all that follow: put both in quotes, or the shell takes them for its own.
 
 With --json each line is an object whose type is subscribed, event, gap, unsubscribed or away. A gap says which events \
-do not come. docs/events.md has the rest.";
+do not come. What is kept is so for as long as the daemon runs; it exits once nothing has used it for a while \
+(lifecycle.idle_exit_seconds; with 0 it stays). docs/events.md has the rest.";
 
 /// Authenticated local sockets: every connection has a proven peer, and every request belongs to a
 /// session.
@@ -192,7 +197,7 @@ pub(super) struct Run {
     /// The session's name [default: CMD's file name]
     #[arg(long, value_name = "N")]
     pub(super) name: Option<String>,
-    /// The realm, for the owner only [default: the parent's]
+    /// The realm; another than the parent's is for the owner, and for a user's own session [default: the parent's]
     #[arg(long, value_name = "R")]
     pub(super) realm: Option<String>,
     /// How long the session's token is good: seconds, or a number with s, m, h or d; CMD goes on
@@ -246,13 +251,13 @@ pub(super) struct Call {
 pub(super) struct Publish {
     /// What it is about: words between dots, as in build.linux.done
     pub(super) subject: Subject,
-    /// What to say, a text; - reads it from standard input, without the last newline [default: nothing]
+    /// What to say, a text; - reads it from standard input, without the last newline [default: nothing; standard input is not read then]
     #[arg(allow_negative_numbers = true)]
     pub(super) data: Option<String>,
     /// DATA is JSON and no text
     #[arg(long)]
     pub(super) json_data: bool,
-    /// Another realm (owner only)
+    /// Another realm (for the owner, and a user's own session)
     #[arg(long)]
     pub(super) realm: Option<String>,
 }
@@ -271,7 +276,7 @@ pub(super) struct Subscribe {
     /// Go on showing what comes, also after a restart of the daemon; the default without --since and --lines
     #[arg(long, short)]
     pub(super) follow: bool,
-    /// Another realm (owner only)
+    /// Another realm (for the owner, and a user's own session)
     #[arg(long)]
     pub(super) realm: Option<String>,
 }
@@ -280,10 +285,10 @@ pub(super) struct Subscribe {
 pub(super) enum Session {
     /// List the living sessions of this realm
     List {
-        /// Another realm (owner only)
+        /// Another realm (for the owner, and a user's own session)
         #[arg(long, conflicts_with = "all_realms")]
         realm: Option<String>,
-        /// All realms (owner only)
+        /// All realms (for the owner, and a user's own session)
         #[arg(long)]
         all_realms: bool,
         /// Those that ended within the last hour, and why, instead of those that live

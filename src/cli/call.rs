@@ -9,6 +9,19 @@ use super::output::Output;
 use super::{Failure, exit};
 use crate::client::Client;
 
+/// Refuses what comes to nothing with a connection that ends with the answer, before there is one.
+pub(super) fn refuse_fruitless(args: &Call) -> Result<(), Failure> {
+    match args.method.as_str() {
+        method @ ("events.subscribe" | "events.unsubscribe") => {
+            let words = format!(
+                "{method} is about a connection that stays, and this one ends with the answer: `authsock subscribe SUBJECT` shows what comes"
+            );
+            Err(Failure::new(exit::USAGE, words))
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(super) async fn call(client: &mut Client, args: &Call, output: &Output) -> Result<(), Failure> {
     let text = match args.params.as_deref() {
         None => None,

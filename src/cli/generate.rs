@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use clap::{Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
-use clap_mangen::roff::{Roff, bold, roman};
+use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use super::args::{AFTER_HELP, Args, Generate};
 use super::output::Output;
@@ -90,13 +90,34 @@ fn page(command: &Command, name: &str, verbs: &[String]) -> io::Result<Vec<u8>> 
     let mut page =
         format!(".TH {title} 1 \"\" \"authsock {version}\" \"Authenticated local sockets\"\n").into_bytes();
     man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
+    let mut section = Roff::new();
+    section.control("SH", ["SYNOPSIS"]).text(synopsis(command));
+    section.to_writer(&mut page)?;
     man.render_description_section(&mut page)?;
     man.render_options_section(&mut page)?;
     if !verbs.is_empty() {
         man.render_subcommands_section(&mut page)?;
     }
-    for (title, rows) in tables(AFTER_HELP) {
+    // A verb's own table stands in the place of the one that is for all verbs.
+    let own = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let (mut tables, paragraphs) = parts(&own);
+    for (title, rows) in parts(AFTER_HELP).0 {
+        if tables.iter().all(|(known, _)| *known != title) {
+            tables.push((title, rows));
+        }
+    }
+    if !paragraphs.is_empty() {
+        let mut section = Roff::new();
+        section.control("SH", ["NOTES"]);
+        for (number, paragraph) in paragraphs.iter().enumerate() {
+            if number > 0 {
+                section.control("PP", []);
+            }
+            section.text([roman(paragraph)]);
+        }
+        section.to_writer(&mut page)?;
+    }
+    for (title, rows) in tables {
         let mut section = Roff::new();
         section.control("SH", [title.as_str()]);
         for (term, words) in &rows {
@@ -118,24 +139,71 @@ fn page(command: &Command, name: &str, verbs: &[String]) -> io::Result<Vec<u8>> 
     Ok(page)
 }
 
-/// The tables that `--help` ends with, for sections of a page: a title, then `  term  words`.
-fn tables(help: &str) -> Vec<(String, Vec<(String, String)>)> {
-    let mut tables: Vec<(String, Vec<(String, String)>)> = Vec::new();
-    for line in help.lines() {
-        match (line.strip_prefix("  "), tables.last_mut()) {
-            (Some(row), Some((_, rows))) => {
-                let (term, words) = row.split_once("  ").or_else(|| row.split_once(' ')).unwrap_or((row, ""));
-                rows.push((term.trim().to_owned(), words.trim().to_owned()));
+/// What a command line looks like: the verb's own options, those of every verb, and what follows them, each with the
+/// name of its value.
+fn synopsis(command: &Command) -> Vec<Inline> {
+    let mut line = vec![bold(command.get_bin_name().unwrap_or_else(|| command.get_name()))];
+    let shown = |arg: &&Arg| !arg.is_hide_set();
+    let options = || command.get_arguments().filter(|arg| !arg.is_positional()).filter(shown);
+    let is_common = |arg: &&Arg| arg.is_global_set() || arg.get_id() == "help" || arg.get_id() == "version";
+    for option in options().filter(|arg| !is_common(arg)).chain(options().filter(is_common)) {
+        line.push(roman(if option.is_required_set() { " " } else { " [" }));
+        let short = option.get_short().map(|short| format!("-{short}"));
+        let long = option.get_long().map(|long| format!("--{long}"));
+        for (number, name) in short.into_iter().chain(long).enumerate() {
+            if number > 0 {
+                line.push(roman("|"));
             }
-            (None, _) if line.ends_with(':') => {
-                let title = line.trim_end_matches(':').to_uppercase();
-                let title = if title == "EXIT CODES" { "EXIT STATUS".to_owned() } else { title };
-                tables.push((title, Vec::new()));
-            }
-            _ => {}
+            line.push(bold(name));
         }
+        if takes_value(option) {
+            line.extend([roman(" "), italic(value_name(option))]);
+        }
+        line.push(roman(if option.is_required_set() { "" } else { "]" }));
     }
-    tables
+    for arg in command.get_positionals().filter(shown) {
+        let more = if arg.get_num_args().is_some_and(|count| count.max_values() > 1) { " ..." } else { "" };
+        let (before, behind) = if arg.is_required_set() { (" ", "") } else { (" [", "]") };
+        line.extend([roman(before), italic(value_name(arg)), roman(more), roman(behind)]);
+    }
+    if command.has_subcommands() {
+        line.extend([roman(" "), italic("COMMAND")]);
+    }
+    line
+}
+
+fn takes_value(arg: &Arg) -> bool {
+    arg.get_num_args().is_some_and(|count| count.takes_values())
+}
+
+fn value_name(arg: &Arg) -> String {
+    arg.get_value_names().map_or_else(|| arg.get_id().as_str().to_uppercase(), |names| names.join(" "))
+}
+
+/// A title, and rows of a term and words.
+type Table = (String, Vec<(String, String)>);
+
+/// What `--help` ends with, for sections of a page: tables, each of a title and then `  term  words`, and paragraphs.
+fn parts(help: &str) -> (Vec<Table>, Vec<String>) {
+    let (mut tables, mut paragraphs) = (Vec::new(), Vec::new());
+    for block in help.split("\n\n").filter(|block| !block.trim().is_empty()) {
+        let (first, rows) = block.split_once('\n').unwrap_or((block, ""));
+        let is_table =
+            first.ends_with(':') && !rows.is_empty() && rows.lines().all(|row| row.starts_with("  "));
+        if !is_table {
+            paragraphs.push(block.lines().map(str::trim).collect::<Vec<_>>().join(" "));
+            continue;
+        }
+        let title = first.trim_end_matches(':').to_uppercase();
+        let title = if title == "EXIT CODES" { "EXIT STATUS".to_owned() } else { title };
+        let row = |row: &str| {
+            let row = row.trim();
+            let (term, words) = row.split_once("  ").or_else(|| row.split_once(' ')).unwrap_or((row, ""));
+            (term.to_owned(), words.trim().to_owned())
+        };
+        tables.push((title, rows.lines().map(row).collect()));
+    }
+    (tables, paragraphs)
 }
 
 #[cfg(test)]
@@ -144,7 +212,8 @@ mod tests {
 
     #[test]
     fn the_tables_of_the_help_are_read_whole() {
-        let tables = tables(AFTER_HELP);
+        let (tables, paragraphs) = parts(AFTER_HELP);
+        assert!(paragraphs.is_empty(), "{paragraphs:?}");
         assert_eq!(
             tables.iter().map(|(title, _)| title.as_str()).collect::<Vec<_>>(),
             ["EXIT STATUS", "ENVIRONMENT"]
@@ -155,5 +224,12 @@ mod tests {
         for (term, words) in rows {
             assert!(!term.is_empty() && words.len() > 3 && !term.contains(' '), "{term:?} {words:?}");
         }
+    }
+
+    #[test]
+    fn what_is_no_table_is_a_paragraph_even_if_it_ends_in_a_colon() {
+        let (tables, paragraphs) = parts("One\ntwo:\n\nCodes:\n  0  done\n\nThree:");
+        assert_eq!(tables, [("CODES".to_owned(), vec![("0".to_owned(), "done".to_owned())])]);
+        assert_eq!(paragraphs, ["One two:", "Three:"]);
     }
 }

@@ -132,7 +132,8 @@ pub fn main() -> ExitCode {
         Verb::Whoami => with_client(&common, async |client| whoami::whoami(client, &output).await),
         Verb::Status => with_client(&common, async |client| status::status(client, &output).await),
         Verb::Doctor(args) => return finish_run(doctor::doctor(&common, &args, &output), &output),
-        Verb::Call(args) => with_client(&common, async |client| call::call(client, &args, &output).await),
+        Verb::Call(args) => call::refuse_fruitless(&args)
+            .and_then(|()| with_client(&common, async |client| call::call(client, &args, &output).await)),
         Verb::Session(verb) => {
             with_client(&common, async |client| session::session(client, &common, &verb, &output).await)
         }

@@ -1,6 +1,7 @@
 //! `authsock publish`: one event, whose data comes from the command line or from standard input.
 
 use std::io::Read;
+use std::os::fd::AsFd;
 
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -8,6 +9,7 @@ use super::args::Publish;
 use super::output::Output;
 use super::{Failure, exit};
 use crate::client::Client;
+use crate::kernel::fds;
 
 /// As much as an event carries wherever most is allowed (`events.payload_bytes`), in bytes: more is not read.
 const DATA_MAX: u64 = 1 << 20;
@@ -54,6 +56,11 @@ pub(super) async fn publish(
     output: &Output,
 ) -> Result<(), Failure> {
     let published = client.publish_in(args.realm.as_deref(), args.subject.as_str(), data).await?;
+    // Only what is named is read: without a terminal standard input may be anything, a list that a loop reads or a pipe
+    // that never ends. By now whoever writes has had the time that a connection takes.
+    if args.data.is_none() && fds::has_unread(std::io::stdin().as_fd()) {
+        output.note("this event has no data; what waits in standard input was not read: - in the place of DATA reads it");
+    }
     if output.is_json() {
         return Ok(output.value(&published)?);
     }

@@ -14,7 +14,7 @@ use super::output::Output;
 use super::{Failure, client_options, exit, logging, runtime};
 use crate::client::events::{Event, Subscribed, Unsubscribed};
 use crate::client::follow::{FollowError, Heard};
-use crate::client::{CallError, Client, Follower, Gap, Subscription, Told};
+use crate::client::{CallError, Client, Follower, Gap, Start, Subscription, Told};
 use crate::kernel::{clock, fds};
 use crate::wire::event::GapReason;
 use crate::wire::text::{in_brackets, printable};
@@ -47,6 +47,7 @@ pub(super) fn subscribe(common: &Common, args: &Subscribe, output: &Output) -> R
 async fn show_kept(common: &Common, subscription: &Subscription, output: &Output) -> Result<(), Failure> {
     let mut client = Client::connect(&client_options(common)).await?;
     let subscribed = client.subscribe(subscription).await?;
+    note_nothing_kept(subscription.start, &subscribed, output);
     if output.is_json() && say(output, &Line::Subscribed(&subscribed))?.is_break() {
         return Ok(());
     }
@@ -69,13 +70,20 @@ async fn show_kept(common: &Common, subscription: &Subscription, output: &Output
 
 /// Shows what comes, whatever becomes of the daemon meanwhile.
 async fn follow(common: &Common, subscription: Subscription, output: &Output) -> Result<(), Failure> {
-    let subjects = subscription.subjects.join(", ");
+    let (subjects, start) = (subscription.subjects.join(", "), subscription.start);
     let (mut follower, subscribed) = Follower::begin(client_options(common), subscription).await?;
+    note_nothing_kept(start, &subscribed, output);
+    output.note(&format!("subscribed to {subjects}"));
     let mut heard = Heard::Subscribed(subscribed);
+    // Each attempt is a line for programs. People are told that it is gone, and that it is back, or why it is given up.
+    let mut is_away = false;
     loop {
         let then = match &heard {
             Heard::Subscribed(subscribed) => {
-                output.note(&format!("subscribed to {subjects}"));
+                if is_away {
+                    output.note("the daemon is back: subscribed again");
+                }
+                is_away = false;
                 match output.is_json() {
                     true => say(output, &Line::Subscribed(subscribed))?,
                     false => ControlFlow::Continue(()),
@@ -83,10 +91,15 @@ async fn follow(common: &Common, subscription: Subscription, output: &Output) ->
             }
             Heard::Told(told) => show(output, told)?,
             Heard::Away { why, pause } => {
-                let pause_seconds = pause.as_secs();
-                output.note(&format!("{why}; trying again in {pause_seconds} s"));
+                if !is_away {
+                    output.note(&format!("{why}; trying to come back"));
+                }
+                is_away = true;
                 match output.is_json() {
-                    true => say(output, &Line::Away { why: why.to_string(), pause_seconds })?,
+                    true => {
+                        let pause_seconds = pause.as_secs();
+                        say(output, &Line::Away { why: why.to_string(), pause_seconds })?
+                    }
                     false => ControlFlow::Continue(()),
                 }
             }
@@ -96,6 +109,24 @@ async fn follow(common: &Common, subscription: Subscription, output: &Output) ->
         }
         heard = follower.next().await?;
     }
+}
+
+/// Says why what is kept does not come, where nothing is: who asked for it would take silence for "nobody said
+/// anything".
+fn note_nothing_kept(start: Start, subscribed: &Subscribed, output: &Output) {
+    let asks_for_kept = matches!(start, Start::Kept | Start::Last(1..) | Start::AfterNumber(0));
+    // All that is kept comes after the newest event.
+    if !asks_for_kept || subscribed.replayed > 0 || subscribed.after != subscribed.seq {
+        return;
+    }
+    output.note(match subscribed.seq {
+        0 => {
+            "no event came here yet; what was kept before ended with the daemon that kept it, which exits when it is idle (lifecycle.idle_exit_seconds), or with its realm (events.realms_per_uid)"
+        }
+        _ => {
+            "this daemon keeps no event here that came: its configuration says so (events.kept), or the newest one was too long (events.kept_bytes)"
+        }
+    });
 }
 
 /// Waits until nobody reads standard output any more: a subscriber whom nobody hears would be counted by every publisher,
@@ -200,6 +231,10 @@ fn of_gap(gap: &Gap) -> String {
             "events may be missing: the daemon began anew, or forgot this realm, and the numbers with it"
                 .to_owned()
         }
+        Some(GapReason::Ahead) => {
+            "events may be missing: this number was not given out yet, unless it was before the numbers began anew, with another daemon or once this realm was forgotten"
+                .to_owned()
+        }
         None => format!("{count} missing{numbers}, for a reason that this version of authsock does not know"),
     }
 }
@@ -271,6 +306,8 @@ mod tests {
         let forgotten = gap(Some(GapReason::Forgotten), None, Some(3), Some(3));
         assert!(forgotten.starts_with("events missing (number 3)"), "{forgotten}");
         assert!(gap(Some(GapReason::Restarted), None, None, None).starts_with("events may be missing"));
+        let ahead = gap(Some(GapReason::Ahead), None, None, None);
+        assert!(ahead.starts_with("events may be missing: this number was not given out yet"), "{ahead}");
         assert!(gap(None, Some(1), None, None).contains("this version"));
     }
 }

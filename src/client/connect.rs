@@ -17,6 +17,7 @@ use crate::init::ondemand::{self, CannotStart};
 use crate::kernel::dir::{is_private, own_uid, platform_temp, runs_with_foreign_environment};
 use crate::kernel::process::{self, Pid, Process};
 use crate::kernel::socket::{BadSocket, CheckedSocket};
+use crate::kernel::survey;
 use crate::place::{BadSocketPath, Places, SocketPath, system_socket, var};
 use crate::secret::random;
 use crate::secret::token::Token;
@@ -141,6 +142,14 @@ pub enum Route {
     OnDemand(PathBuf),
 }
 
+/// Where `authsock install --system` could only say so.
+pub(crate) const NO_SYSTEMD: &str = "this machine was not booted with systemd, and nothing else starts a daemon of the whole machine: leave --system (client.system) away, and the first client starts one of this user's";
+
+/// Whether this system is one that systemd would run, and does not.
+pub(crate) fn has_no_systemd() -> bool {
+    cfg!(target_os = "linux") && !survey::is_booted_with_systemd()
+}
+
 impl Route {
     /// The socket's path.
     pub fn path(&self) -> &Path {
@@ -166,6 +175,9 @@ impl Route {
         match (self, problem) {
             (Route::Init(_), BadSocket::Refused(_)) => {
                 "; `systemctl --user restart authsock.socket` has it listen, and see `systemctl --user status authsock.service`; if authsock is not installed any more, remove the file".into()
+            }
+            (Route::System(_), BadSocket::Missing(_) | BadSocket::Refused(_)) if has_no_systemd() => {
+                format!("; {NO_SYSTEMD}")
             }
             (Route::System(_), BadSocket::Missing(_) | BadSocket::Refused(_)) => {
                 "; the daemon of the whole machine is started by `systemctl restart authsock.socket`, once root has installed it with `authsock install --system`".into()

@@ -14,6 +14,7 @@ use crate::client::{Client, ConnectError, Options};
 use crate::config::Config;
 use crate::gate::now;
 use crate::handshake::client::{Bound, Failure};
+use crate::kernel::dir::own_uid;
 use crate::kernel::process::Pid;
 use crate::kernel::survey;
 use crate::place::{LOCK_FILE, Places};
@@ -33,7 +34,12 @@ pub(super) async fn examine(
     token: Credential,
     config: Option<&Config>,
 ) -> Option<Vec<Value>> {
-    let (status, sessions) = ask(area, options, places, socket, units, token).await.unzip();
+    let asked = ask(area, options, places, socket, units, token).await;
+    let (status, is_in_sight, sessions) = match asked {
+        Some(Asked { status, is_in_sight, sessions }) => (Some(status), is_in_sight, Some(sessions)),
+        None => (None, false, None),
+    };
+    let reload = reload(status.as_ref(), is_in_sight, units);
     let path = options.config.as_deref().or(places.config());
     let unread = match status.filter(|status| status["version"] == VERSION) {
         Some(status) => {
@@ -49,10 +55,32 @@ pub(super) async fn examine(
             Id::ConfigurationUnread,
             path.display(),
             "has changed since the daemon read it: the daemon goes on by what it read",
-            "systemctl --user try-reload-or-restart authsock.service",
+            reload,
         );
     }
     sessions
+}
+
+/// What a daemon that was asked has told.
+struct Asked {
+    status: Value,
+    /// Whether its kernel sees this very process, so that its own number is good here as well.
+    is_in_sight: bool,
+    sessions: Vec<Value>,
+}
+
+/// How a daemon is told to read its configuration again: by systemd where that runs it, else by a signal.
+fn reload(status: Option<&Value>, is_in_sight: bool, units: &Units) -> String {
+    let is_a_unit_s = |status: &Value| status["activation"] == "init" && units.service_runs == Some(true);
+    let Some(status) = status.filter(|status| !is_a_unit_s(status)) else {
+        return "systemctl --user try-reload-or-restart authsock.service".to_owned();
+    };
+    match status["pid"].as_u64().filter(|_| is_in_sight) {
+        Some(pid) if status["uid"] == own_uid() => format!("kill -HUP {pid}"),
+        Some(pid) => format!("sudo kill -HUP {pid}"),
+        None => "send the daemon's process SIGHUP, where it runs: its number there is in `authsock status`"
+            .to_owned(),
+    }
 }
 
 /// What it says of itself, and the sessions that it tells of.
@@ -63,7 +91,7 @@ async fn ask(
     socket: &Seen,
     units: &Units,
     token: Credential,
-) -> Option<(Value, Vec<Value>)> {
+) -> Option<Asked> {
     if !may_connect(area, places, socket, units) {
         return None;
     }
@@ -106,7 +134,7 @@ async fn ask(
             "set the clock; sessions with a time to live end later by as much",
         );
     }
-    Some((status, sessions))
+    Some(Asked { status, is_in_sight: *client.bound() == Bound::Yes, sessions })
 }
 
 /// A daemon that is known to run without being asked, by whom it was started.

@@ -92,6 +92,9 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
                     let says = format!("{} names a socket that does not exist: the daemon of this session does not run, and what is in a session starts none", var::SOCKET);
                     area.problem(Id::StaleSocket, &path, says, stale);
                 }
+                BadSocket::Missing(_) if matches!(seen.route, Route::System(_)) && connect::has_no_systemd() => {
+                    area.problem(Id::SocketMissing, &path, says, connect::NO_SYSTEMD);
+                }
                 BadSocket::Missing(_) if matches!(seen.route, Route::System(_)) => {
                     let remedy = "sudo authsock install --system; if it is installed, sudo systemctl restart authsock.socket";
                     area.problem(Id::SocketMissing, &path, says, remedy);
@@ -167,6 +170,9 @@ pub(super) fn examine(area: &mut InArea<'_>, options: &Options, places: &Places)
         Some(false) if is_session_s => {
             let says = format!("{} names a socket on which nobody listens: the daemon of this session does not run, and what is in a session starts none", var::SOCKET);
             area.problem(Id::StaleSocket, &path, says, stale);
+        }
+        Some(false) if matches!(seen.route, Route::System(_)) && connect::has_no_systemd() => {
+            area.problem(Id::SocketDead, &path, "nobody listens on it", connect::NO_SYSTEMD);
         }
         Some(false) => area.problem(Id::SocketDead, &path, "nobody listens on it", begin),
     }

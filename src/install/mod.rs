@@ -66,11 +66,25 @@ pub enum CannotInstall {
         /// The user.
         uid: u32,
     },
+    /// The machine's systemd does not answer.
+    #[error(
+        "systemd does not answer ({0}): `systemctl is-system-running` says how it does; then run this again"
+    )]
+    NoSystemManager(String),
     /// The machine runs without systemd.
     #[error(
-        "this machine was not booted with systemd, so there is nothing to install into ({0}). The first client starts a daemon by itself: `authsock whoami`"
+        "this machine was not booted with systemd, so there is nothing to install into ({said}). {way_out}",
+        way_out = match .scope {
+            Scope::User => "The first client starts a daemon by itself: `authsock whoami`",
+            Scope::System => "Nothing else starts a daemon of the whole machine: leave --system (client.system) away, and each user's first client starts one of that user's, as `authsock whoami` does",
+        }
     )]
-    NoSystemd(String),
+    NoSystemd {
+        /// What systemctl said.
+        said: String,
+        /// What was to be installed.
+        scope: Scope,
+    },
     /// This program cannot be what the init system starts.
     #[error("{path} is no program for an init system to start: {problem}{way_out}", path = path.display())]
     Program {

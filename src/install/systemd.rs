@@ -39,9 +39,6 @@ const RELOADING_TYPE: &str = "Type=notify-reload\n";
 /// The first systemd that does.
 const RELOADING_SINCE: u32 = 253;
 
-/// Where systemd says that it runs this machine (sd_booted(3)).
-const BOOTED: &str = "/run/systemd/system";
-
 /// Where units lie, and what they start.
 #[derive(Debug)]
 pub struct Setup {
@@ -132,16 +129,23 @@ impl Setup {
             "" => answer.status,
             said => said.to_owned(),
         };
-        // sd_booted(3)
-        if !Path::new(BOOTED).exists() || self.scope == Scope::System {
-            return CannotInstall::NoSystemd(said);
+        match self.scope {
+            _ if !survey::is_booted_with_systemd() => self.no_systemd(said),
+            Scope::System => CannotInstall::NoSystemManager(said),
+            Scope::User => CannotInstall::NoUserManager { said, uid: own_uid() },
         }
-        CannotInstall::NoUserManager { said, uid: own_uid() }
+    }
+
+    fn no_systemd(&self, said: String) -> CannotInstall {
+        CannotInstall::NoSystemd { said, scope: self.scope }
     }
 
     /// Asks the manager for its version: whether it is there at all.
     fn reach(&self) -> Result<u32, CannotInstall> {
-        let answer = ask(&self.systemctl(&["show", "--property=Version"]))?;
+        let answer = ask(&self.systemctl(&["show", "--property=Version"])).map_err(|error| {
+            // There may be no systemctl either.
+            if survey::is_booted_with_systemd() { error } else { self.no_systemd(error.to_string()) }
+        })?;
         // Without a manager some versions say so with status 0.
         match answer.stdout.strip_prefix("Version=") {
             Some(version) if answer.is_good => Ok(number_of(version)),

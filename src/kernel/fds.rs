@@ -1,7 +1,7 @@
 //! Descriptors: close-on-exec, what kind one is, and reading one that another process passed down.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -135,6 +135,21 @@ pub fn wait_until_unread(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
+/// Whether a file, a pipe or a socket has something that was not read yet. It reads nothing, and never waits; of devices
+/// (a terminal, /dev/null) it says no.
+pub fn has_unread(fd: BorrowedFd<'_>) -> bool {
+    let kind = fstat(fd).map(|stat| SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()));
+    if !kind.is_ok_and(|kind| [SFlag::S_IFREG, SFlag::S_IFIFO, SFlag::S_IFSOCK].contains(&kind)) {
+        return false;
+    }
+    let mut count: libc::c_int = 0;
+    // SAFETY: the descriptor is borrowed, and FIONREAD (ioctl_tty(2), pipe(7), unix(7)) writes one int, which lives until
+    // the call has returned.
+    let asked = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    // What is left of a file may be more than fits into an int.
+    asked == 0 && count != 0
+}
+
 /// Lets go of standard input and output, which are a child's from now on: as long as we held them, nobody at
 /// the other end would notice that the child has closed them.
 ///
@@ -219,7 +234,6 @@ pub fn is_hung_up(connection: &impl AsFd) -> bool {
 mod tests {
     use super::*;
     use std::io::{Read, Seek, SeekFrom, Write};
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_file_is_read_from_its_start_whatever_its_offset_and_the_offset_stays() {
@@ -261,6 +275,31 @@ mod tests {
         assert!(matches!(read_inherited(reader.as_raw_fd(), 100, 10), Err(Unreadable::Silent(_))));
         drop(writer);
         assert_eq!(read_inherited(reader.as_raw_fd(), 100, 10).unwrap(), b"", "the bytes were taken above");
+    }
+
+    #[test]
+    fn what_waits_to_be_read_is_seen_and_stays_and_nobody_is_waited_for() {
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        assert!(!has_unread(reader.as_fd()), "nobody has written yet, and it returns");
+        writer.write_all(b"x").unwrap();
+        assert!(has_unread(reader.as_fd()) && has_unread(reader.as_fd()));
+        reader.read_exact(&mut [0]).unwrap();
+        assert!(!has_unread(reader.as_fd()));
+        drop(writer);
+        assert!(!has_unread(reader.as_fd()), "its end is nothing to read");
+        let mut file = tempfile::tempfile().unwrap();
+        assert!(!has_unread(file.as_fd()));
+        file.write_all(b"xy").unwrap();
+        assert!(!has_unread(file.as_fd()), "all of it was passed by");
+        file.seek(SeekFrom::Start(1)).unwrap();
+        assert!(has_unread(file.as_fd()));
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(!has_unread(ours.as_fd()));
+        theirs.write_all(b"x").unwrap();
+        assert!(has_unread(ours.as_fd()));
+        for device in ["/dev/null", "/dev/zero"] {
+            assert!(!has_unread(std::fs::File::open(device).unwrap().as_fd()), "{device}");
+        }
     }
 
     #[test]

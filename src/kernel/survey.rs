@@ -48,6 +48,11 @@ pub fn user_name(uid: u32) -> Option<String> {
     nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
 }
 
+/// Whether systemd runs this machine (sd_booted(3)).
+pub fn is_booted_with_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
 /// Whether a user's manager runs without a login, from boot on (loginctl(1), enable-linger).
 pub fn lingers(user: &str) -> bool {
     Path::new("/var/lib/systemd/linger").join(user).exists()

@@ -162,6 +162,8 @@ pub enum GapReason {
     Forgotten,
     /// The numbering is another one: the daemon began anew, or the realm was forgotten.
     Restarted,
+    /// The number that they should come after was not given out yet in this numbering.
+    Ahead,
 }
 
 /// Events that do not come.
@@ -200,7 +202,8 @@ pub enum BadData {
 /// [`BadData`].
 pub fn check_data(data: &RawValue, bytes: usize, depth: usize) -> Result<Cow<'_, RawValue>, BadData> {
     let text = data.get();
-    if text.len() > bytes {
+    // Null says nothing, as no data at all: that much every event carries.
+    if text != "null" && text.len() > bytes {
         return Err(BadData::TooLong(bytes));
     }
     if depth_of(text) > depth {
@@ -297,6 +300,10 @@ mod tests {
             check_data(&text, text.get().len() - 1, 1).unwrap_err(),
             BadData::TooLong(text.get().len() - 1)
         );
+        // Nothing has no length, and all else has one.
+        assert!(check_data(RawValue::NULL, 0, 1).is_ok());
+        assert_eq!(check_data(&raw("0"), 0, 1).unwrap_err(), BadData::TooLong(0));
+        assert_eq!(check_data(&raw("true"), 3, 1).unwrap_err(), BadData::TooLong(3));
         for (text, depth) in [("1", 0), ("[]", 1), ("[{},[]]", 2), (r#"{"[\"[":"]"}"#, 1), ("[[[]]]", 3)] {
             assert!(check_data(&raw(text), 100, depth).is_ok(), "{text}");
             if let Some(less) = depth.checked_sub(1) {

@@ -10,28 +10,10 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::ground::{Daemon, Ground, Line, PATIENCE, minted, refusal};
-
-fn served_with(configuration: &str) -> (Ground, Daemon) {
-    let ground = Ground::new();
-    ground.configure(configuration);
-    let daemon = ground.serve();
-    (ground, daemon)
-}
+use crate::ground::{Daemon, Ground, Line, PATIENCE, connected, minted, owner, refusal, served_with};
 
 fn served() -> (Ground, Daemon) {
     served_with("")
-}
-
-fn connected(ground: &Ground, token: &str) -> Line {
-    let mut line = Line::connect(&ground.init_socket());
-    let result = line.plain(token);
-    assert_eq!(result["success"], true, "{result}");
-    line
-}
-
-fn owner(ground: &Ground) -> Line {
-    connected(ground, &ground.token_after_first_contact())
 }
 
 /// The parameters of a session that is bound to the user, so that this process may be in several; and its token.
@@ -113,6 +95,46 @@ fn brief(answer: &Value) -> Value {
 }
 
 // The specification
+
+#[test]
+fn a_batch_of_many_turns_and_what_is_sent_around_it_are_carried_out_and_answered_in_order() {
+    let (ground, daemon) = served();
+    let mut line = owner(&ground);
+    let publish = |id: Value| request(id, "events.publish", &json!({ "subject": "a" }));
+    let of_batch = |from: usize| (from..from + 300).map(|id| publish(id.into())).collect::<Value>();
+    let text = format!(
+        "{}\n{}\n{}\n{}\n{}\n",
+        publish("first".into()),
+        of_batch(0),
+        publish("between".into()),
+        of_batch(300),
+        publish("last".into())
+    );
+    // All of it is there at once, so that nothing but its order keeps one from another's turn.
+    stop(&daemon);
+    line.send(&text);
+    daemon.signal(Signal::SIGCONT);
+    let mut answers = Vec::new();
+    for of_batch in [0, 300, 0, 300, 0] {
+        let answer = line.receive().unwrap();
+        assert_eq!(answer.as_array().map_or(0, Vec::len), of_batch);
+        match answer {
+            Value::Array(of_batch) => answers.extend(of_batch),
+            one => answers.push(one),
+        }
+    }
+    // Each has the number that it was carried out as.
+    let seqs: Vec<u64> = answers.iter().map(|answer| answer["result"]["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seqs, (1..=603).collect::<Vec<u64>>());
+    let ids: Vec<Value> = answers.iter().map(|answer| answer["id"].clone()).collect();
+    let expected: Vec<Value> = std::iter::once("first".into())
+        .chain((0..300).map(Value::from))
+        .chain(["between".into()])
+        .chain((300..600).map(Value::from))
+        .chain(["last".into()])
+        .collect();
+    assert_eq!(ids, expected);
+}
 
 #[test]
 fn a_body_over_http_is_answered_as_a_line_is() {

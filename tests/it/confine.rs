@@ -872,7 +872,10 @@ fn the_place_of_who_has_no_runtime_directory_is_there_to_be_hidden_before_the_pr
     }
     let (ground, _daemon) = served();
     let uid = nix::unistd::geteuid();
+    // The program may lie below any of these places itself.
     let script = r#"
+touch "$GROUND/program"
+mount --bind "$0" "$GROUND/program"
 mount -t tmpfs tmpfs /run
 mount -t tmpfs -o mode=1777 tmpfs /mnt
 mkdir /mnt/ground
@@ -880,10 +883,11 @@ mount --rbind "$GROUND" /mnt/ground
 mount --rbind /mnt /tmp
 cd /
 export HOME=/tmp/ground/home XDG_RUNTIME_DIR=/tmp/ground/run
+program=/tmp/ground/program
 attempt='ls -d "$PLACE"; mkdir "$PLACE" || touch "$PLACE/mine" || echo neither'
-echo unconfined; "$0" run -- sh -c "$attempt" 2>/dev/null || true
+echo unconfined; $program run -- sh -c "$attempt" 2>/dev/null || true
 rm -rf "$PLACE"
-echo confined; "$0" run --confine -- sh -c "$attempt" 2>/dev/null || true
+echo confined; $program run --confine -- sh -c "$attempt" 2>/dev/null || true
 stat -c %a "$PLACE"; ls -A "$PLACE"
 "#;
     let Some(mut command) = in_own_mounts(&ground, script) else { return };

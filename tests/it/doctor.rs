@@ -934,10 +934,36 @@ fn a_configuration_that_the_daemon_does_not_go_by_is_named_by_the_daemon_s_own_w
     ground.configure("# As before.\nlimits.sessions = 100\n");
     assert!(!is_named());
     ground.configure("[limits]\nsessions = 300\n");
-    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    // No systemd runs it, and so the way out is none of systemd's.
+    assert_eq!(take_the_way_out(&ground), format!("kill -HUP {}", daemon.child.id()));
     daemon.wait_for("RELOADING=1");
     daemon.wait_for("READY=1");
     assert!(!is_named());
+}
+
+/// Does what the doctor says of a configuration that was not read; returns it.
+fn take_the_way_out(ground: &Ground) -> String {
+    let visit = visit(ground);
+    let finding = visit.names("warning", "configuration-unread", "/.config/authsock/config.toml");
+    let remedy = finding["remedy"].as_str().unwrap().to_owned();
+    assert!(Command::new("sh").args(["-c", &remedy]).status().unwrap().success(), "{remedy}");
+    remedy
+}
+
+#[test]
+fn a_daemon_that_a_client_started_is_told_by_its_number_to_read_its_configuration() {
+    let ground = Ground::new();
+    ground.configure("[limits]\nsessions = 100\n");
+    let pid = ground.json(["status"])["pid"].as_u64().unwrap();
+    ground.configure("[limits]\nsessions = 200\n");
+    assert_eq!(take_the_way_out(&ground), format!("kill -HUP {pid}"));
+    let end = std::time::Instant::now() + crate::ground::PATIENCE;
+    while !ground.log().contains("the configuration was read again") {
+        assert!(std::time::Instant::now() < end, "it was not read: {}", ground.log());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(!visit(&ground).has("configuration-unread"));
+    assert_eq!(ground.json(["status"])["pid"], pid, "by the same daemon");
 }
 
 #[test]
@@ -977,7 +1003,8 @@ fn where_the_machine_s_daemon_is_not_installed_nobody_is_told_that_a_client_star
     let mut ground = Ground::new();
     let bin = systemctl(&ground, &says("LoadState=not-found", "LoadState=not-found"));
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    confine(&mut ground, "mount -t tmpfs -o mode=755 none /run", &format!("exec {AUTHSOCK} \"$@\""));
+    let booted = "mount -t tmpfs -o mode=755 none /run && mkdir -p /run/systemd/system";
+    confine(&mut ground, booted, &format!("exec {AUTHSOCK} \"$@\""));
     let visit = Visit::pay(&ground, &["--system"], |command| {
         command.env("PATH", &path).env_remove("XDG_RUNTIME_DIR");
     });
@@ -989,6 +1016,43 @@ fn where_the_machine_s_daemon_is_not_installed_nobody_is_told_that_a_client_star
         assert!(!visit.has(id), "{id}: {:#}", visit.report);
     }
     assert!(!visit.report.to_string().contains("on demand"), "{:#}", visit.report);
+}
+
+#[test]
+fn where_no_systemd_runs_nobody_is_sent_in_a_circle_to_have_the_machine_s_daemon() {
+    if skip_unless(is_root(), "mounting needs root") {
+        return;
+    }
+    let mut ground = Ground::new();
+    let bin = systemctl(&ground, "echo 'System has not been booted with systemd' >&2; exit 1");
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    confine(&mut ground, "mount -t tmpfs -o mode=755 none /run", &format!("exec {AUTHSOCK} \"$@\""));
+    let visit = Visit::pay(&ground, &["--system"], |command| {
+        command.env("PATH", &path);
+    });
+    let finding = visit.names("problem", "socket-missing", "/run/authsock.sock");
+    let way_out = "leave --system (client.system) away";
+    let words = finding["remedy"].as_str().unwrap();
+    assert!(words.contains(way_out) && !words.contains("install"), "{words}");
+    for (args, code) in [(["--system", "whoami"], 3), (["install", "--system"], 1)] {
+        let output = ground.authsock(args).env("PATH", &path).output().unwrap();
+        let words = text_of(&output);
+        assert_eq!(output.status.code(), Some(code), "{words}");
+        assert!(words.contains("not booted with systemd") && words.contains(way_out), "{words}");
+        assert!(!words.contains("`authsock install --system`"), "{words}");
+    }
+    // Followed, it leads to a daemon; for one user install says where that is.
+    assert_eq!(ground.json(["whoami"])["session"]["id"], "owner");
+    let output = ground.authsock(["install"]).env("PATH", &path).output().unwrap();
+    assert!(text_of(&output).contains("`authsock whoami`"), "{}", text_of(&output));
+    // There need not even be a systemctl.
+    confine(
+        &mut ground,
+        "mount -t tmpfs -o mode=755 none /run",
+        &format!("PATH=/nonexistent exec {AUTHSOCK} \"$@\""),
+    );
+    let words = text_of(&ground.authsock(["install", "--system"]).output().unwrap());
+    assert!(words.contains("cannot be run") && words.contains(way_out), "{words}");
 }
 
 #[test]

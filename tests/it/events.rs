@@ -9,26 +9,7 @@ use serde_json::{Value, json};
 
 use authsock::secret::token::Token;
 
-use crate::ground::{Daemon, Ground, Line, bind_private, minted};
-
-fn served_with(configuration: &str) -> (Ground, Daemon) {
-    let ground = Ground::new();
-    ground.configure(configuration);
-    let daemon = ground.serve();
-    (ground, daemon)
-}
-
-fn connected(ground: &Ground, token: &str) -> Line {
-    let mut line = Line::connect(&ground.init_socket());
-    let result = line.plain(token);
-    assert_eq!(result["success"], true, "{result}");
-    line
-}
-
-/// The owner, connected.
-fn owner(ground: &Ground) -> Line {
-    connected(ground, &ground.token_after_first_contact())
-}
+use crate::ground::{Daemon, Ground, Line, bind_private, connected, minted, owner, served_with};
 
 /// A session that is bound to the user, and a connection in it.
 fn joined(ground: &Ground, owner: &mut Line, name: &str, more: Value) -> (String, Token, Line) {
@@ -383,6 +364,22 @@ fn only_who_stands_for_somebody_enters_other_realms() {
 }
 
 #[test]
+fn where_events_may_have_no_data_those_without_pass_and_no_others() {
+    let (ground, _daemon) = served_with("[events]\npayload_bytes = 0\n");
+    let mut owner = owner(&ground);
+    for params in [json!({ "subject": "a" }), json!({ "subject": "a", "data": null })] {
+        let answer = owner.call("events.publish", &params);
+        assert!(answer["result"].is_object(), "{answer}");
+    }
+    assert_eq!(ground.json(["publish", "a"])["seq"], 3);
+    for data in [json!(0), json!(""), json!("null"), json!([])] {
+        let answer = owner.call("events.publish", &json!({ "subject": "a", "data": data }));
+        assert_eq!(code(&answer), -32602, "{answer}");
+        assert!(words(&answer).contains("at most 0 bytes (events.payload_bytes)"), "{answer}");
+    }
+}
+
+#[test]
 fn every_limit_of_an_event_holds_at_its_edge() {
     let (ground, _daemon) =
         served_with("[events]\npayload_bytes = 10\npayload_depth = 2\npatterns = 2\nrealms_per_uid = 2\n");
@@ -472,9 +469,15 @@ fn who_comes_back_gets_what_is_kept_or_is_told_what_is_not() {
     assert_eq!((numbers(&lines), &begun["after"]), (vec![7], &json!(5)));
     let (_, lines) = collect(json!({ "subjects": [">"], "since": 5, "epoch": epoch, "last": 2 }));
     assert_eq!(numbers(&lines), [7, 8]);
-    for (since, epoch) in [(9, epoch.clone()), (1, json!("0123456789abcdef")), (9, Value::Null)] {
+    let other = json!("0123456789abcdef");
+    for (since, epoch, reason) in [
+        (9, epoch.clone(), "ahead"),
+        (9, Value::Null, "ahead"),
+        (1, other.clone(), "restarted"),
+        (9, other, "restarted"),
+    ] {
         let (_, lines) = collect(json!({ "subjects": [">"], "since": since, "epoch": epoch }));
-        assert_eq!(lines[0]["params"]["reason"], "restarted", "{lines:?}");
+        assert_eq!(lines[0]["params"]["reason"], reason, "{lines:?}");
         assert_eq!(numbers(&lines), [4, 5, 6, 7, 8]);
     }
     for (params, says) in [

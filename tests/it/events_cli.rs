@@ -5,7 +5,9 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::ground::{Daemon, Ground, Line, bind_private, minted, put, skip_unless, text_of};
+use crate::ground::{
+    Daemon, Ground, Line, bind_private, minted, owner, put, served_with, skip_unless, text_of,
+};
 
 /// A subscriber that runs, and is subscribed.
 struct Subscriber {
@@ -60,20 +62,6 @@ impl Drop for Subscriber {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn served_with(configuration: &str) -> (Ground, Daemon) {
-    let ground = Ground::new();
-    ground.configure(configuration);
-    let daemon = ground.serve();
-    (ground, daemon)
-}
-
-/// The owner, connected.
-fn owner(ground: &Ground) -> Line {
-    let mut line = Line::connect(&ground.init_socket());
-    assert_eq!(line.plain(&ground.token_after_first_contact())["success"], true);
-    line
 }
 
 /// A session that is bound to the user; its id, and what makes a command part of it.
@@ -168,6 +156,42 @@ fn what_one_process_publishes_another_one_reads_line_by_line() {
 }
 
 #[test]
+fn standard_input_that_nobody_named_is_not_read_and_whoever_filled_it_is_told() {
+    let (ground, _daemon) = served_with("");
+    let publish = |input: Stdio, args: &[&str]| {
+        let output = ground.authsock(["publish", "a"]).args(args).stdin(input).output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let file = ground.root().join("input");
+    put(&file, "of a file", 0o600);
+    let filled = || {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"of echo\n").unwrap();
+        reader
+    };
+    let told = "authsock: this event has no data; what waits in standard input was not read: - in the place of DATA reads it\n";
+    assert_eq!(publish(filled().into(), &[]), told);
+    assert_eq!(publish(std::fs::File::open(&file).unwrap().into(), &[]), told);
+    // What is there for the next one is there still.
+    let reader = filled();
+    assert_eq!(publish(reader.try_clone().unwrap().into(), &[]), told);
+    assert_eq!(publish(reader.into(), &["-"]), "");
+    // Data is named, and it is another; programs read no notes; and nothing waits there: at an open end (not even for
+    // it), at a closed one, in a device.
+    assert_eq!(publish(filled().into(), &["x"]), "");
+    assert_eq!(publish(filled().into(), &["--json"]), "");
+    let (silent, _writer) = std::io::pipe().unwrap();
+    assert_eq!(publish(silent.into(), &[]), "");
+    assert_eq!(publish(std::io::pipe().unwrap().0.into(), &[]), "");
+    assert_eq!(publish(Stdio::null(), &[]), "");
+    let kept = ["", "", "", " of echo", " x", "", "", "", ""];
+    let lines = shown(&ground, &["a", "-nall"]);
+    let data: Vec<&str> = lines.iter().map(|line| line.split_once("(owner)").unwrap().1).collect();
+    assert_eq!(data, kept);
+}
+
+#[test]
 fn people_read_when_by_whom_and_what_in_one_line_of_text() {
     let (ground, _daemon) = served_with("");
     let mut owner = owner(&ground);
@@ -226,6 +250,11 @@ fn what_is_kept_is_shown_as_far_as_is_asked_and_a_gap_is_never_silent() {
     }
     assert!(shown(&ground, &["n", "--since", "1"])[0].starts_with("-- events missing (number 2)"));
     assert!(shown(&ground, &["n", "--since", other])[0].starts_with("-- events may be missing"));
+    // A number of the present numbering, and no daemon that began anew.
+    for ahead in ["6", &format!("{epoch}:6")] {
+        let line = shown(&ground, &["n", "--since", ahead]).remove(0);
+        assert!(line.contains("this number was not given out yet"), "{line}");
+    }
     assert_eq!(data(&shown(&ground, &["other", "--since", "1"])), "-", "a gap alone is told as well");
     // With --follow it goes on behind that.
     let (mut subscriber, begun) = Subscriber::begin(&ground, &["n", "--since", "1", "-f"]);
@@ -236,6 +265,37 @@ fn what_is_kept_is_shown_as_far_as_is_asked_and_a_gap_is_never_silent() {
     }
     assert_eq!(publish(&ground, "n", "6")["reached"], 1);
     assert_eq!(subscriber.next_of("event")["data"], "6");
+}
+
+#[test]
+fn where_nothing_is_kept_whoever_asks_for_it_is_told_which_setting_says_so() {
+    let said = |ground: &Ground, args: &[&str]| {
+        let output = ground.authsock(["subscribe", "n"]).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+        (output.stdout.len(), String::from_utf8(output.stderr).unwrap())
+    };
+    for (settings, named) in [("kept = 0", "(events.kept)"), ("kept_bytes = 10", "(events.kept_bytes)")] {
+        let (ground, _daemon) = served_with(&format!("[events]\n{settings}\n"));
+        // Before there was anything to keep.
+        for args in [&["-n", "1"][..], &["-nall"], &["--since", "0"]] {
+            let (printed, words) = said(&ground, args);
+            assert!(printed == 0 && words.contains("(lifecycle.idle_exit_seconds)"), "{args:?}: {words}");
+        }
+        publish(&ground, "n", "x");
+        for args in [&["-n", "1"][..], &["-nall"]] {
+            let (printed, words) = said(&ground, args);
+            assert!(printed == 0 && words.contains(named), "{args:?}: {words}");
+            assert_eq!(words.lines().count(), 1, "{words}");
+        }
+        // None was asked for; and programs have it in numbers.
+        assert_eq!(said(&ground, &["-n", "0"]), (0, String::new()));
+        let (printed, words) = said(&ground, &["-n", "1", "--json"]);
+        assert!(printed > 0 && words.is_empty(), "{words}");
+    }
+    // Where something is kept, and it is only about something else, there is nothing to say.
+    let (ground, _daemon) = served_with("[events]\nkept = 1\n");
+    publish(&ground, "other", "x");
+    assert_eq!(said(&ground, &["-n", "1"]), (0, String::new()));
 }
 
 #[test]
@@ -264,6 +324,48 @@ fn a_subscriber_comes_back_after_a_kill_and_shows_the_gap() {
     assert_eq!((&event["data"], &event["epoch"]), (&json!("after"), &again["epoch"]));
     assert_eq!(publish(&ground, "n", "then")["reached"], 1);
     assert_eq!(subscriber.next_of("event")["data"], "then");
+}
+
+#[test]
+fn people_are_told_once_that_the_daemon_is_away_and_once_that_it_is_back() {
+    let ground = Ground::new();
+    let listener = bind_private(&ground.init_socket());
+    let daemon = Daemon::start(&ground, listener.try_clone().unwrap(), |_| {});
+    ground.token_after_first_contact();
+    // Where a socket is named no daemon is started.
+    let join = |command: &mut Command| {
+        command.env("AUTHSOCK_SOCKET", ground.init_socket()).env("AUTHSOCK_TOKEN_FILE", ground.token_path());
+    };
+    let mut command = ground.authsock(["subscribe", "n"]);
+    join(&mut command);
+    let mut person = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(person.stderr.take().unwrap());
+    let mut next_line = || {
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        line
+    };
+    assert_eq!(next_line(), "authsock: subscribed to n\n");
+    let mut command = ground.authsock(["subscribe", "--json", "n"]);
+    join(&mut command);
+    let (mut program, _) = Subscriber::begin_with(&mut command);
+    let aside = ground.root().join("aside");
+    std::fs::rename(ground.init_socket(), &aside).unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGKILL);
+    drop(daemon);
+    // The end of the connection, and an attempt that failed: a program is told of each.
+    for pause in [1, 2] {
+        assert_eq!(program.next_of("away")["pause_seconds"], pause);
+    }
+    std::fs::rename(&aside, ground.init_socket()).unwrap();
+    let _daemon = Daemon::start(&ground, listener, |_| {});
+    program.next_of("subscribed");
+    assert_eq!(next_line(), "authsock: the daemon closed the connection; trying to come back\n");
+    assert_eq!(next_line(), "authsock: the daemon is back: subscribed again\n");
+    let own = nix::unistd::Pid::from_raw(person.id().try_into().unwrap());
+    nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGINT).unwrap();
+    person.wait().unwrap();
+    assert_eq!(next_line(), "", "and nothing else");
 }
 
 #[test]
@@ -384,6 +486,8 @@ fn what_makes_no_sense_is_named_before_anything_is_started_for_it() {
         (&["publish", "a.*", "x"], "* and > are for those who subscribe"),
         (&["publish", "a b", "x"], "'a b'"),
         (&["publish"], "<SUBJECT>"),
+        (&["call", "events.subscribe", r#"{"subjects":["a"]}"#], "`authsock subscribe SUBJECT` shows"),
+        (&["call", "events.unsubscribe"], "`authsock subscribe SUBJECT` shows"),
         (&["publish", "a", "{", "--json-data"], "DATA is not JSON"),
         (&["subscribe"], "<SUBJECT>"),
         (&["subscribe", "a", ">.b"], "'>.b'"),

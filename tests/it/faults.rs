@@ -3,6 +3,7 @@
 //! strace delivers the signal when a call is entered, and the kernel does not carry out the call of a process that is
 //! about to die (the first test here shows it). It counts per call and thread: a step is a call's name and a number.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -37,7 +38,7 @@ fn may_trace() -> bool {
     is_there && (is_root() || scope.trim() == "0")
 }
 
-fn skip_without_strace() -> bool {
+pub fn skip_without_strace() -> bool {
     skip_unless(may_trace(), "strace is not installed, or may not attach to other processes")
 }
 
@@ -105,7 +106,7 @@ fn at_every_step(mut round: impl FnMut(Option<&Step>) -> Seen) -> usize {
 }
 
 /// A watch on a process that runs.
-struct Watch {
+pub struct Watch {
     strace: Child,
     trace: PathBuf,
 }
@@ -113,9 +114,14 @@ struct Watch {
 impl Watch {
     /// Watches a process and all its threads, and what it may become.
     fn attach(ground: &Ground, pid: u32, step: Option<&Step>) -> Watch {
+        Watch::with(ground, pid, &Step::options(step))
+    }
+
+    /// As strace's options say.
+    pub fn with(ground: &Ground, pid: u32, options: &[impl AsRef<OsStr>]) -> Watch {
         let trace = ground.root().join(format!("trace-{pid}"));
         let mut strace = Command::new("strace");
-        strace.arg("-f").args(["-p", &pid.to_string(), "-o"]).arg(&trace).args(Step::options(step));
+        strace.arg("-f").args(["-p", &pid.to_string(), "-o"]).arg(&trace).args(options);
         let mut strace = strace.stderr(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         // It goes on to tell of threads; that pipe is nobody's any more then, and what it says is lost.
@@ -126,6 +132,13 @@ impl Watch {
         // Kept open: strace must not die of a broken pipe.
         strace.stderr = Some(stderr.into_inner());
         Watch { strace, trace }
+    }
+
+    /// Stops watching a process that goes on; what strace told of it.
+    pub fn end_and_tell(mut self) -> String {
+        let _ = kill(Pid::from_raw(self.strace.id().try_into().unwrap()), Signal::SIGTERM);
+        self.strace.wait().unwrap();
+        std::fs::read_to_string(&self.trace).unwrap()
     }
 
     /// Stops watching. strace ends by itself, and has told all, when the process is gone.

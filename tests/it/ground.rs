@@ -404,6 +404,27 @@ impl Line {
     }
 }
 
+/// A daemon that goes by this configuration, in surroundings of its own.
+pub fn served_with(configuration: &str) -> (Ground, Daemon) {
+    let ground = Ground::new();
+    ground.configure(configuration);
+    let daemon = ground.serve();
+    (ground, daemon)
+}
+
+/// Whoever has this token, connected.
+pub fn connected(ground: &Ground, token: &str) -> Line {
+    let mut line = Line::connect(&ground.init_socket());
+    let result = line.plain(token);
+    assert_eq!(result["success"], true, "{result}");
+    line
+}
+
+/// The owner, connected.
+pub fn owner(ground: &Ground) -> Line {
+    connected(ground, &ground.token_after_first_contact())
+}
+
 /// The code of a refusal.
 pub fn refusal(result: &Value) -> &str {
     assert_eq!(result["success"], false, "{result}");

@@ -7,7 +7,9 @@ use std::process::Stdio;
 
 use serde_json::json;
 
-use crate::ground::{Daemon, Ground, Line, PATIENCE, has, minted, put, skip_unless, text_of};
+use crate::ground::{
+    Daemon, Ground, Line, PATIENCE, connected, has, minted, owner, put, served_with, skip_unless, text_of,
+};
 
 /// What a session reads that may. The owner's token would be refused: this process led a session.
 fn metrics(ground: &Ground, token: &str) -> String {
@@ -39,12 +41,9 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
 
 #[test]
 fn the_manual_has_every_number_and_every_number_moves_with_what_it_counts() {
-    let ground = Ground::new();
-    ground.configure("[events]\nqueued = 1\n");
-    let _daemon = ground.serve();
+    let (ground, _daemon) = served_with("[events]\nqueued = 1\n");
     let owner = ground.token_after_first_contact();
-    let mut line = Line::connect(&ground.init_socket());
-    assert_eq!(line.plain(&owner)["success"], true);
+    let mut line = connected(&ground, &owner);
     let mut refused = Line::connect(&ground.init_socket());
     assert_eq!(refused.plain(&"0".repeat(64))["success"], false);
     let (reader, verifier) = minted();
@@ -114,11 +113,8 @@ fn the_manual_has_every_number_and_every_number_moves_with_what_it_counts() {
 
 #[test]
 fn the_numbers_need_their_scope() {
-    let ground = Ground::new();
-    let _daemon = ground.serve();
-    let owner = ground.token_after_first_contact();
-    let mut line = Line::connect(&ground.init_socket());
-    line.plain(&owner);
+    let (ground, _daemon) = served_with("");
+    let mut line = owner(&ground);
     for (scopes, status) in [(json!(["metrics"]), "200"), (json!(["session:create"]), "403")] {
         let (token, verifier) = minted();
         let wish = json!({ "name": "n", "binding": "uid", "verifier": verifier, "scopes": scopes });
@@ -141,12 +137,9 @@ fn the_numbers_need_their_scope() {
 
 #[test]
 fn what_is_no_request_is_counted_by_what_was_wrong_with_it_and_without_a_name() {
-    let ground = Ground::new();
-    ground.configure("[limits]\nrequest_line_bytes = 65536\nqueued_bytes = 65536\n");
-    let _daemon = ground.serve();
+    let (ground, _daemon) = served_with("[limits]\nrequest_line_bytes = 65536\nqueued_bytes = 65536\n");
     let owner = ground.token_after_first_contact();
-    let mut line = Line::connect(&ground.init_socket());
-    assert_eq!(line.plain(&owner)["success"], true);
+    let mut line = connected(&ground, &owner);
     let ask = json!({ "jsonrpc": "2.0", "id": 1, "method": "status" });
     // Their answers are more than may wait, each of them less.
     let batch = serde_json::Value::Array(vec![ask; 200]).to_string();

@@ -73,6 +73,60 @@ fn every_verb_has_a_page_with_exit_codes_and_environment() {
     assert!(std::fs::read_to_string(dir.join("authsock.1")).unwrap().contains("authsock\\-session(1)"));
 }
 
+/// A page's words in their order, without what they look like.
+fn words_of(page: &str) -> String {
+    let mut text: String = page.lines().filter(|line| !line.starts_with('.')).collect::<Vec<_>>().join(" ");
+    for (written, meant) in [("\\fB", ""), ("\\fI", ""), ("\\fR", ""), ("\\-", "-"), ("\\*(Aq", "'")] {
+        text = text.replace(written, meant);
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_page_has_what_the_help_says_below_the_options_and_names_the_values_in_its_synopsis() {
+    let ground = Ground::new();
+    let dir = generate(&ground, "man", "man");
+    let mut said = 0;
+    for verb in verbs(&ground, &[]) {
+        let output = ground.command(&ground.binary).args([&verb, "--help"]).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        let page = words_of(&std::fs::read_to_string(dir.join(format!("authsock-{verb}.1"))).unwrap());
+        let (_, options) = help.split_once("\nOptions:\n").unwrap();
+        for block in options.split("\n\n").skip(1).filter(|block| !block.starts_with("    ")) {
+            for line in block.lines().filter(|line| !line.ends_with(':')) {
+                let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
+                assert!(page.contains(&words), "authsock-{verb}.1 does not say {words:?}");
+                said += 1;
+            }
+        }
+        let (_, synopsis) = page.split_once(&format!("authsock {verb} [")).unwrap();
+        for row in options.lines().filter(|row| row.trim_start().starts_with('-')) {
+            let named = row.split_whitespace().collect::<Vec<_>>();
+            // A value that may be chosen is in such a row too.
+            let Some(at) = named.iter().position(|word| word.starts_with("--")) else { continue };
+            let Some(value) = named.get(at + 1).and_then(|word| word.strip_prefix('<')) else { continue };
+            let option = format!("{} {}]", named[at], value.trim_end_matches(['>', '.']));
+            assert!(synopsis.contains(&option), "authsock-{verb}.1 has no {option:?}: {synopsis}");
+        }
+    }
+    assert!(said >= 5, "{said}: doctor, publish and subscribe have something to say");
+    let synopsis = |verb: &str| {
+        let page = words_of(&std::fs::read_to_string(dir.join(format!("authsock-{verb}.1"))).unwrap());
+        page.split_once("[-h|--help]").unwrap().1.to_owned()
+    };
+    for (verb, rest) in [
+        ("run", " CMD ..."),
+        ("publish", " SUBJECT [DATA]"),
+        ("session-show", " [ID]"),
+        ("token", " COMMAND"),
+    ] {
+        assert!(synopsis(verb).starts_with(rest), "{}", synopsis(verb));
+    }
+    // Its own meaning of the codes, and not the one that is for all verbs.
+    let page = words_of(&std::fs::read_to_string(dir.join("authsock-doctor.1")).unwrap());
+    assert!(page.contains("0 nothing keeps a client from its daemon") && !page.contains("0 done"), "{page}");
+}
+
 fn files_in(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .unwrap()

@@ -1,25 +1,10 @@
 //! JSON-RPC 2.0 as its specification has it: its own examples, batches, and what is bounded.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::Shutdown;
 
 use serde_json::{Value, json};
 
-use crate::ground::{Daemon, Ground, Line, minted};
-
-fn served_with(configuration: &str) -> (Ground, Daemon) {
-    let ground = Ground::new();
-    ground.configure(configuration);
-    let daemon = ground.serve();
-    (ground, daemon)
-}
-
-fn owner(ground: &Ground) -> Line {
-    let token = ground.token_after_first_contact();
-    let mut line = Line::connect(&ground.init_socket());
-    assert_eq!(line.plain(&token)["success"], true);
-    line
-}
+use crate::ground::{Line, minted, owner, served_with};
 
 /// What is answered to one line, as text; nothing, if the next line is the answer to a ping that is sent behind it.
 fn answered(line: &mut Line, text: &str) -> Option<Value> {
@@ -218,100 +203,28 @@ fn a_session_that_ends_itself_within_a_batch_hears_what_was_answered_and_no_more
     assert_eq!(owner.call("ping", &json!({}))["result"]["pong"], true, "nothing was published");
 }
 
-#[test]
-fn a_large_batch_on_one_connection_keeps_no_other_waiting() {
-    let (ground, _daemon) = served_with("[limits]\nrequests_in_flight = 20000\nqueued_bytes = 1073741824\n");
-    let mut busy = owner(&ground);
-    let mut other = owner(&ground);
-    other.call("ping", &json!({}));
-    let text = batch(10_000, |id| json!({ "jsonrpc": "2.0", "id": id, "method": "session.list" }));
-    // Its answer comes when all of it is done; pings on the other connection are answered before.
-    busy.send(&text);
-    let mut pings = 0;
-    busy.stream().set_nonblocking(true).unwrap();
-    let mut first = [0u8; 1];
-    while nix::sys::socket::recv(
-        std::os::fd::AsRawFd::as_raw_fd(busy.stream()),
-        &mut first,
-        nix::sys::socket::MsgFlags::MSG_PEEK,
-    )
-    .is_err()
-    {
-        assert_eq!(other.call("ping", &json!({}))["result"]["pong"], true);
-        pings += 1;
-    }
-    assert!(pings > 20, "{pings}");
-}
-
-#[test]
-fn who_has_gone_is_not_worked_for_but_what_asked_for_no_answer_is_done() {
-    let (ground, _daemon) = served_with("");
-    let mut watcher = owner(&ground);
-    watcher.call("events.subscribe", &json!({ "subjects": ["asked", "told", "end"] }));
-    let publish = |subject: &str, id: Option<usize>| {
-        let mut request =
-            json!({ "jsonrpc": "2.0", "method": "events.publish", "params": { "subject": subject } });
-        if let Some(id) = id {
-            request["id"] = id.into();
-        }
-        format!("{request}\n")
-    };
-    // More than a turn: some are carried out before the daemon can know, and the others may be kept from it. All of it
-    // is sent, and the connection closed, before the daemon looks: it is stopped meanwhile.
-    let mut gone = owner(&ground);
-    let sent: String = (0..500).flat_map(|id| [publish("asked", Some(id)), publish("told", None)]).collect();
-    _daemon.signal(nix::sys::signal::Signal::SIGSTOP);
-    gone.send(&sent);
-    drop(gone);
-    _daemon.signal(nix::sys::signal::Signal::SIGCONT);
-    let (mut asked, mut told) = (0, 0);
-    while told < 500 {
-        let event = watcher.receive().unwrap();
-        match event["params"]["subject"].as_str() {
-            Some("asked") => asked += 1,
-            Some("told") => told += 1,
-            _ => panic!("{event}"),
-        }
-    }
-    assert!(asked < 100, "{asked} of 500 were carried out for nobody");
-    // Who only sends no more still hears everything.
-    let mut half = owner(&ground);
-    let sent: String = (0..500).map(|id| publish("asked", Some(id))).collect();
-    let mut sending = half.stream().try_clone().unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            sending.write_all(sent.as_bytes()).unwrap();
-            sending.shutdown(Shutdown::Write).unwrap();
-        });
-        for id in 0..500 {
-            assert_eq!(half.receive().unwrap()["id"], id);
-        }
-        assert_eq!(half.receive(), None);
-    });
-}
-
+#[cfg(target_os = "linux")] // strace
 #[test]
 fn answers_to_what_came_together_leave_together() {
-    let (ground, _daemon) = served_with("");
+    if crate::faults::skip_without_strace() {
+        return;
+    }
+    let (ground, daemon) = served_with("");
     let mut line = owner(&ground);
-    line.call("ping", &json!({}));
     let sent: String = (0..20)
         .map(|id| format!("{}\n", json!({ "jsonrpc": "2.0", "id": id, "method": "ping" })))
         .chain([batch(3, |id| json!({ "jsonrpc": "2.0", "id": 100 + id, "method": "ping" }))])
         .collect();
-    line.stream().write_all_at_once(&sent);
-    // Answers that left one by one would mostly be read one by one.
-    let mut chunk = [0u8; 8192];
-    let read = nix::unistd::read(line.stream(), &mut chunk).unwrap();
-    assert_eq!(chunk[..read].iter().filter(|byte| **byte == b'\n').count(), 21);
-}
-
-trait AtOnce {
-    fn write_all_at_once(&self, text: &str);
-}
-
-impl AtOnce for std::os::unix::net::UnixStream {
-    fn write_all_at_once(&self, text: &str) {
-        assert_eq!((&mut &*self).write(text.as_bytes()).unwrap(), text.len());
+    let calls = "trace=read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg";
+    let watch = crate::faults::Watch::with(&ground, daemon.child.id(), &["-s", "65536", "-e", calls]);
+    // One write is one piece of a stream's queue (unix(7)), so that it comes in one read.
+    assert_eq!(line.stream().write(sent.as_bytes()).unwrap(), sent.len());
+    for _ in 0..21 {
+        line.receive().unwrap();
     }
+    let trace = watch.end_and_tell();
+    let with = |words: &str| trace.lines().filter(|call| call.contains(words)).collect::<Vec<_>>();
+    let (reads, writes) = (with(r#"\"method\":\"ping\""#), with(r#"\"pong\":true"#));
+    assert_eq!((reads.len(), writes.len()), (1, 1), "{trace}");
+    assert_eq!((reads[0].matches(r"}\n").count(), writes[0].matches("pong").count()), (20, 23), "{trace}");
 }

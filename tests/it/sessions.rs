@@ -9,20 +9,15 @@ use serde_json::{Value, json};
 use authsock::secret::token::Token;
 use authsock::session::scope::Scope;
 
-use crate::ground::{Daemon, Ground, Line, bind_private, has, minted, put, refusal, skip_unless, text_of};
+use crate::ground::{
+    Daemon, Ground, Line, bind_private, connected, has, minted, put, refusal, skip_unless, text_of,
+};
 use crate::tree::Inside;
 
 fn served() -> (Ground, Daemon) {
     let ground = Ground::new();
     let daemon = ground.serve();
     (ground, daemon)
-}
-
-fn connected(ground: &Ground, token: &str) -> Line {
-    let mut line = Line::connect(&ground.init_socket());
-    let result = line.plain(token);
-    assert_eq!(result["success"], true, "{result}");
-    line
 }
 
 /// Makes a session that is bound to the user, so that this process may be in several.

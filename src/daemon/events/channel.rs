@@ -86,10 +86,11 @@ impl Channel {
         let (after, gap) = match from {
             From::Now => (self.last, None),
             From::Beginning => (forgotten, None),
-            // Another numbering, or one that has not come so far: nobody knows what was in between.
-            From::After(epoch, seq) if epoch.is_some_and(|epoch| epoch != self.epoch) || seq > self.last => {
+            // In either case nobody knows what was in between.
+            From::After(epoch, _) if epoch.is_some_and(|epoch| epoch != self.epoch) => {
                 (forgotten, Some(gap(GapReason::Restarted, None, None)))
             }
+            From::After(_, seq) if seq > self.last => (forgotten, Some(gap(GapReason::Ahead, None, None))),
             From::After(_, seq) if seq < forgotten => {
                 (forgotten, Some(gap(GapReason::Forgotten, Some(seq + 1), Some(forgotten))))
             }
@@ -150,7 +151,9 @@ mod tests {
         assert_eq!((gap.reason, gap.from, gap.to), (GapReason::Forgotten, Some(3), Some(4)));
         assert!(replay(From::After(Some(Epoch(7)), 4)).gap.is_none());
         assert_eq!(replay(From::After(Some(Epoch(8)), 4)).gap.unwrap().reason, GapReason::Restarted);
-        assert_eq!(replay(From::After(None, 5)).gap.unwrap().reason, GapReason::Restarted);
+        assert_eq!(replay(From::After(Some(Epoch(8)), 5)).gap.unwrap().reason, GapReason::Restarted);
+        assert_eq!(replay(From::After(Some(Epoch(7)), 5)).gap.unwrap().reason, GapReason::Ahead);
+        assert_eq!(replay(From::After(None, 5)).gap.unwrap().reason, GapReason::Ahead);
     }
 
     #[test]
