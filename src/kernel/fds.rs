@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::{SFlag, fstat};
 
 /// Marks a descriptor close-on-exec, so that no child inherits it.
@@ -230,10 +231,34 @@ pub fn is_hung_up(connection: &impl AsFd) -> bool {
         && asked[0].revents().is_some_and(|events| events.intersects(gone))
 }
 
+/// Looks whether something came on a connection, and leaves it there (recv(2), MSG_PEEK): `false` is the end of what the
+/// other one sends.
+///
+/// # Errors
+/// `WouldBlock` where nothing came yet; or the connection's own.
+pub fn has_more(connection: &impl AsFd) -> io::Result<bool> {
+    let mut byte = [0];
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    Ok(recv(connection.as_fd().as_raw_fd(), &mut byte, flags)? > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::{Read, Seek, SeekFrom, Write};
+
+    #[test]
+    fn what_came_is_seen_and_stays() {
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(has_more(&theirs).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        ours.write_all(b"x").unwrap();
+        assert!(has_more(&theirs).unwrap() && has_more(&theirs).unwrap());
+        let mut byte = [0];
+        (&theirs).read_exact(&mut byte).unwrap();
+        assert_eq!(has_more(&theirs).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        drop(ours);
+        assert!(!has_more(&theirs).unwrap());
+    }
 
     #[test]
     fn a_file_is_read_from_its_start_whatever_its_offset_and_the_offset_stays() {

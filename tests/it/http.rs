@@ -496,6 +496,12 @@ fn a_stream_of_events_goes_on_where_it_broke_off() {
         let answer = http.ask("GET /v1/events", &owner, &format!("Last-Event-ID: {bad}\r\n"));
         assert_eq!(answer.status, 400, "{bad:?} must not begin anew in silence");
     }
+    // What was wanted of the past when it began is no matter any more: nothing in between is left out.
+    let mut stream = Stream::begin(&ground, &owner, "?last=1", &format!("Last-Event-ID: {begun}\r\n"));
+    assert_eq!(stream.told("subscribed").1["replayed"], 3);
+    for data in ["one", "not heard", "two"] {
+        assert_eq!(stream.told("").1["data"], data);
+    }
     // Too much came since; and another numbering.
     for number in 0..3 {
         publish(&mut control, "b", json!(number));
@@ -815,6 +821,30 @@ fn peak(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_stream_whose_client_has_left_keeps_no_place() {
+    let (ground, _daemon, owner) = served_with("[events]\nheartbeat_seconds = 3600\n");
+    let mut control = line(&ground, &owner);
+    let streams: Vec<Stream> = (0..3)
+        .map(|_| {
+            let mut stream = Stream::begin(&ground, &owner, "?subject=a", "");
+            stream.told("subscribed");
+            stream
+        })
+        .collect();
+    let mut count = || control.call("status", &json!({}))["result"]["connections"].as_u64().unwrap();
+    assert_eq!(count(), 4);
+    // One whose client only sends no more goes on.
+    streams[0].0.0.get_ref().shutdown(Shutdown::Write).unwrap();
+    let mut stays = streams.into_iter().next().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while count() > 2 {
+        assert!(Instant::now() < deadline, "still there");
+    }
+    assert_eq!(publish(&mut control, "a", json!(1))["reached"], 1);
+    stays.told("");
 }
 
 #[cfg(target_os = "linux")]

@@ -252,6 +252,7 @@ impl Stream {
             }
             tokio::select! {
                 () = subscriber.woken() => {}
+                () = self.door.left() => return (self, None),
                 // Ended, changed or rotated: the next turn looks.
                 _ = self.lifeline.changed() => {}
                 _ = self.policy.changed() => self.policy.mark_changed(),

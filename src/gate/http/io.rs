@@ -28,7 +28,7 @@ thread_local! {
 
 /// What a connection's two ends, and whoever answers, tell each other.
 #[derive(Default)]
-pub(super) struct Watch(Mutex<Seen>, Mutex<Option<Guard>>);
+pub(super) struct Watch(Mutex<Seen>, Mutex<Option<Guard>>, Mutex<Turn>);
 
 /// Says whether what was held up may still be written.
 type Guard = Box<dyn Fn() -> bool + Send + Sync>;
@@ -67,6 +67,12 @@ impl Watch {
         *lock(&self.1) = Some(is_good);
     }
 
+    /// Lets others have their turn, if the connection's is over: many requests may be there, and all their answers read at
+    /// once.
+    pub(super) fn poll_turn(&self, context: &mut Context<'_>) -> Poll<()> {
+        lock(&self.2).poll(context)
+    }
+
     pub(super) fn is_in(&self) {
         lock(&self.0).is_in = true;
     }
@@ -101,7 +107,6 @@ pub(super) struct Io {
     timer: Pin<Box<Sleep>>,
     request: Duration,
     idle: Duration,
-    turn: Turn,
     /// Runs while the client takes nothing.
     write_timer: Option<Pin<Box<Sleep>>>,
     write_timeout: Duration,
@@ -126,7 +131,6 @@ impl Io {
             timer: Box::pin(sleep_until(deadline)),
             request: settings.http.request,
             idle: settings.http.idle,
-            turn: Turn::default(),
             write_timer: None,
             write_timeout: settings.write_timeout,
         }
@@ -195,7 +199,7 @@ impl Read for Io {
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         // Who never stops sending is never waited for, and would keep all others waiting.
-        ready!(self.turn.poll(context));
+        ready!(self.watch.poll_turn(context));
         loop {
             if self.passable > 0 {
                 let taken = self.passable.min(cursor.remaining());
@@ -225,7 +229,7 @@ impl Read for Io {
                 continue;
             }
             if self.stream.poll_read_ready(context)?.is_pending() {
-                self.turn.end();
+                lock(&self.watch.2).end();
                 return Poll::Pending;
             }
             let this = &mut *self;
@@ -251,6 +255,7 @@ impl Write for Io {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.watch.poll_turn(context));
         loop {
             if self.stream.poll_write_ready(context).is_pending() {
                 let patience = self.write_timeout;

@@ -10,7 +10,8 @@ pub(super) mod unserved;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
+use std::io::ErrorKind;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use hyper::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Request, Response, StatusCode};
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
@@ -133,7 +135,11 @@ impl HttpConnection {
         let io = Io::new(stream.clone(), early.into_rest(), door.watch.clone(), &settings, deadline);
         let answer = hyper::service::service_fn(|request| {
             let (service, door) = (service.clone(), door.clone());
-            async move { Ok::<_, Infallible>(service.answer(request, door).await) }
+            async move {
+                // As many as came together are answered together.
+                poll_fn(|context| door.watch.poll_turn(context)).await;
+                Ok::<_, Infallible>(service.answer(request, door).await)
+            }
         });
         let mut is_stopping = false;
         {
@@ -198,6 +204,22 @@ impl Door {
     /// Whether the client has left, so that nobody hears what is answered.
     pub fn is_gone(&self) -> bool {
         fds::is_hung_up(&*self.stream)
+    }
+
+    /// Waits until the client has left, while an answer goes on that may take long. One that has only ended its own half, or
+    /// sent another request meanwhile, is not heard to leave any more: what is written tells then. Cancel safe.
+    pub async fn left(&self) {
+        while self.stream.ready(Interest::READABLE).await.is_ok() {
+            if self.is_gone() {
+                return;
+            }
+            // The runtime goes by what it was told last, which may be long read.
+            match self.stream.try_io(Interest::READABLE, || fds::has_more(&*self.stream)) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                _ => break,
+            }
+        }
+        pending().await
     }
 
     /// By which schemes tokens come.
