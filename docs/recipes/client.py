@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A client of authsock in Python, with nothing but its standard library: publishes an event and hears it.
 
-Run it as `authsock run -- ./client.py`, which makes it a session; by itself it is the owner.
+Run it as `authsock run -- ./client.py`, which makes it a session; by itself it is the owner of the
+user's own daemon.
 """
 
 import http.client

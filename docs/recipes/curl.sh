@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Asks authsock with curl: who am I, and what happens. Run it as `authsock run -- ./curl.sh`, which makes it a session.
 set -euo pipefail
+: "${AUTHSOCK_SOCKET:?run this as: authsock run -- $0}" "${AUTHSOCK_TOKEN_FILE:?run this as: authsock run -- $0}"
 
 # printf is the shell's own, and the token comes by a pipe: it is in no program's arguments.
 authsock() {

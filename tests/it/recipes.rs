@@ -274,11 +274,18 @@ fn nginx_asks_before_it_passes_on_and_tells_whose_it_is() {
             ("unix:/run/authsock.sock:", format!("unix:{}:", ground.init_socket().display())),
         ],
     );
+    // It begins as the user that it goes on as.
     let mut command = ground.command("nginx");
     command.arg("-p").arg(ground.root()).arg("-c").arg(path);
     command.args(["-g", "daemon off; master_process off;"]);
     let proxy = Proxy::start(&ground, command);
     check(&ground, &proxy, &owner);
+    // A client's cookies may be more than authsock takes of a head.
+    let shown = format!("Authorization: Bearer {owner}");
+    let cookies: Vec<String> = (0..4).map(|at| format!("X-{at}: {}", "x".repeat(7000))).collect();
+    let fields = [&shown].into_iter().chain(&cookies).flat_map(|field| ["-H", field.as_str()]);
+    let (status, _, told) = proxy.ask(&ground, &fields.collect::<Vec<_>>());
+    assert_eq!(status, 200, "{told}\n{}", proxy.log());
 }
 
 #[test]

@@ -219,7 +219,7 @@ impl Door {
                 _ => break,
             }
         }
-        pending().await
+        pending::<()>().await;
     }
 
     /// By which schemes tokens come.
