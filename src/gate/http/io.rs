@@ -107,6 +107,8 @@ pub(super) struct Io {
     timer: Pin<Box<Sleep>>,
     request: Duration,
     idle: Duration,
+    /// Whether something waits to be written, since the client does not read or others have their turn.
+    is_held_up: bool,
     /// Runs while the client takes nothing.
     write_timer: Option<Pin<Box<Sleep>>>,
     write_timeout: Duration,
@@ -131,6 +133,7 @@ impl Io {
             timer: Box::pin(sleep_until(deadline)),
             request: settings.http.request,
             idle: settings.http.idle,
+            is_held_up: false,
             write_timer: None,
             write_timeout: settings.write_timeout,
         }
@@ -255,23 +258,28 @@ impl Write for Io {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.watch.poll_turn(context));
+        if self.watch.poll_turn(context).is_pending() {
+            self.is_held_up = true;
+            return Poll::Pending;
+        }
         loop {
             if self.stream.poll_write_ready(context).is_pending() {
+                self.is_held_up = true;
                 let patience = self.write_timeout;
                 let timer =
                     self.write_timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + patience)));
                 ready!(timer.as_mut().poll(context));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            // The client did not read, and meanwhile what waited for it may have become nobody's.
-            if self.write_timer.is_some() && lock(&self.watch.1).as_ref().is_some_and(|is_good| !is_good()) {
+            // Others had their turn, and meanwhile what waited here may have become nobody's.
+            if self.is_held_up && lock(&self.watch.1).as_ref().is_some_and(|is_good| !is_good()) {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
             match self.stream.try_write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => {
                     self.write_timer = None;
+                    self.is_held_up = false;
                     if self.stage == Stage::Idle {
                         // The time between two requests begins when the one is answered.
                         self.enter(Stage::Idle);
