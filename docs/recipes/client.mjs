@@ -11,7 +11,8 @@ const runtime = process.env.XDG_RUNTIME_DIR || `/run/user/${process.getuid()}`;
 
 // The socket, as docs/protocol.md says where to look.
 function place() {
-  const found = process.env.AUTHSOCK_SOCKET || `${runtime}/authsock.sock`;
+  if (process.env.AUTHSOCK_SOCKET) return process.env.AUTHSOCK_SOCKET;
+  const found = `${runtime}/authsock.sock`;
   return existsSync(found) ? found : `${runtime}/authsock-ondemand.sock`;
 }
 

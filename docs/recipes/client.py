@@ -10,13 +10,14 @@ import json
 import os
 import socket
 import sys
-import threading
 
 
 def place():
     """The socket, as docs/protocol.md says where to look."""
+    if named := os.environ.get("AUTHSOCK_SOCKET"):
+        return named
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    found = os.environ.get("AUTHSOCK_SOCKET") or f"{runtime}/authsock.sock"
+    found = f"{runtime}/authsock.sock"
     return found if os.path.exists(found) else f"{runtime}/authsock-ondemand.sock"
 
 
@@ -36,7 +37,11 @@ class Connection(http.client.HTTPConnection):
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(place())
+        path = place()
+        try:
+            self.sock.connect(path)
+        except OSError as problem:
+            raise OSError(f"{path}: {problem.strerror}; `authsock status` starts the daemon where none runs") from problem
 
 
 def ask(method, path, body=None, headers=None):
@@ -91,11 +96,9 @@ def main():
     stream = events("recipes.>")
     name, begun = next(stream)
     assert name == "subscribed", begun
-    hello = {"from": "python"}
-    publisher = threading.Thread(target=lambda: call("events.publish", subject="recipes.python", data=hello))
-    publisher.start()
+    # What comes meanwhile waits in the stream.
+    call("events.publish", subject="recipes.python", data={"from": "python"})
     name, event = next(stream)
-    publisher.join()
     print(name, event["subject"], event["publisher"]["name"], json.dumps(event["data"]))
 
 

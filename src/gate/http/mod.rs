@@ -424,6 +424,12 @@ impl NotProven {
             Code::NotPermitted => Cow::from(
                 "a token of this kind may not be shown here (handshake.plain): use a session's, or the proof handshake of docs/protocol.md",
             ),
+            Code::Denied => Cow::from(
+                "the token was not accepted: the present one is in the file that AUTHSOCK_TOKEN_FILE names in a session, or else the owner's",
+            ),
+            Code::Binding => Cow::from(
+                "the token is not good for this process: it is another session's, or the owner's within a session; AUTHSOCK_TOKEN_FILE names this one's",
+            ),
             code => Cow::from(code.sentence()),
         };
         let mut answer = problem(status, &detail);
