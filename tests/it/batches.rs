@@ -54,7 +54,7 @@ fn names(line: &mut Line) -> Vec<String> {
 }
 
 /// Has a daemon stand still until it is let go on; what is sent meanwhile is there all at once.
-fn stop(daemon: &Daemon) {
+pub fn stop(daemon: &Daemon) {
     daemon.signal(Signal::SIGSTOP);
     let pid = Pid::from_raw(daemon.child.id().try_into().unwrap());
     let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();

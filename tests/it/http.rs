@@ -698,6 +698,88 @@ fn introspection_tells_of_one_s_own_token_and_of_others_to_whoever_may_ask() {
 }
 
 #[test]
+fn who_asks_about_tokens_has_still_to_stand_when_it_is_answered() {
+    let (ground, _daemon, owner) = served_with("");
+    let mut control = line(&ground, &owner);
+    let (_, about) = made(&mut control, "about", json!({}));
+    for field in ["Authorization", "Authsock-Asker"] {
+        for is_own in [true, false] {
+            let (asker, token) = made(&mut control, "asker", json!({ "scopes": ["verify"] }));
+            let body = format!("token={}", if is_own { &token } else { &about });
+            let form =
+                "Content-Type: application/x-www-form-urlencoded\r\nExpect: 100-continue\r\nContent-Length";
+            let mut http = Http::connect(&ground.init_socket());
+            let asks = format!("Host: x\r\n{field}: Bearer {token}\r\n{form}: {}\r\n\r\n", body.len());
+            http.send(&format!("POST /v1/introspect HTTP/1.1\r\n{asks}"));
+            // It has proven itself, and the body is waited for.
+            assert_eq!(http.receive().unwrap().status, 100);
+            assert_eq!(control.call("session.revoke", &json!({ "id": asker }))["result"]["ended"], 1);
+            http.send(&body);
+            let answer = http.receive().unwrap();
+            assert_eq!((answer.status, answer.closes()), (401, true), "{field} {is_own}: {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn what_came_before_the_daemon_stops_is_answered() {
+    let (ground, daemon, owner) = served_with("");
+    let mut kept = Http::connect(&ground.init_socket());
+    let mut half = Http::connect(&ground.init_socket());
+    for http in [&mut kept, &mut half] {
+        assert_eq!(http.ask("GET /v1/whoami", &owner, "").status, 200);
+    }
+    let mut fresh = Http::connect(&ground.init_socket());
+    // It is accepted before another one is answered that came later.
+    assert_eq!(Http::connect(&ground.init_socket()).ask("GET /v1/whoami", &owner, "").status, 200);
+    crate::batches::stop(&daemon);
+    let request = request("GET /v1/whoami", &owner);
+    kept.send(&request);
+    fresh.send(&request);
+    half.send(&request[..10]);
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    daemon.signal(nix::sys::signal::Signal::SIGCONT);
+    for http in [&mut kept, &mut fresh] {
+        assert_eq!(http.receive().expect("an answer").status, 200);
+        assert!(http.is_closed());
+    }
+    half.send(&request[10..]);
+    assert_eq!(half.receive().expect("an answer").status, 200);
+    assert!(half.is_closed());
+}
+
+#[test]
+fn what_a_kept_connection_asks_after_a_stream_is_no_matter_of_that_stream_s_session() {
+    const REQUESTS: usize = 60;
+    let (ground, _daemon, owner) = served_with("");
+    let mut control = line(&ground, &owner);
+    let (first, first_token) = made(&mut control, "first", json!({}));
+    let (_, second_token) = made(&mut control, "second", json!({}));
+    let mut http = Http::connect(&ground.init_socket());
+    let stream = format!(
+        "GET /v1/events?follow=false HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {first_token}\r\n\r\n"
+    );
+    http.send(&stream);
+    assert_eq!(http.head().unwrap().field("transfer-encoding"), "chunked");
+    while http.line().unwrap() != "0" {}
+    assert_eq!(http.line().unwrap(), "");
+    assert_eq!(control.call("session.revoke", &json!({ "id": first }))["result"]["ended"], 1);
+    // More than a socket holds, so that writing is held up.
+    http.send(&request("GET /openapi.json", &second_token).repeat(REQUESTS));
+    has_been_quiet(&mut control);
+    for number in 0..REQUESTS {
+        assert_eq!(http.receive().unwrap_or_else(|| panic!("ended after {number}")).status, 200);
+    }
+}
+
+/// The daemon has had its turn for all others: this one is answered after them.
+fn has_been_quiet(control: &mut Line) {
+    for _ in 0..100 {
+        assert_eq!(control.call("ping", &json!({}))["result"]["pong"], true);
+    }
+}
+
+#[test]
 fn pages_in_a_browser_are_refused() {
     let (ground, _daemon, owner) = served_with("");
     for origin in ["http://evil", "null", "http://localhost"] {
@@ -876,6 +958,10 @@ fn a_connection_over_http_takes_a_place_like_any_other() {
     assert_eq!(second.ask("GET /v1/whoami", &owner, "").status, 200);
     let answer = Http::connect(&ground.init_socket()).ask("GET /v1/whoami", &owner, "");
     assert_eq!((answer.status, answer.field("retry-after"), answer.closes()), (503, "1", true));
+    // Nor is somebody else's token bad because of that.
+    let mut asks = Http::connect(&ground.init_socket());
+    let answer = asks.ask("GET /v1/verify", &owner, &format!("Authsock-Asker: Bearer {owner}\r\n"));
+    assert_eq!((answer.status, answer.closes()), (503, true), "{answer:?}");
     let mut line = Line::connect(&ground.init_socket());
     assert_eq!(line.plain(&owner)["error"]["code"], "busy");
     first.0.get_ref().shutdown(Shutdown::Both).unwrap();

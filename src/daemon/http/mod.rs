@@ -26,6 +26,7 @@ use crate::handshake::server::Way;
 use crate::session::Session;
 use crate::session::scope::Scope;
 use crate::wire::http::{challenges, has_token};
+use verify::Asker;
 
 const JSON: &str = "application/json";
 /// What the routes are, for programs.
@@ -151,10 +152,14 @@ impl Pages {
             return (not_allowed(route), None);
         }
         match page {
-            Some(Page::Verify) => return (verify::verify(&request, door).await, None),
+            Some(Page::Verify) => return (verify::verify(&request, door, &self.hub).await, None),
             Some(Page::Introspect) if !request.headers().contains_key(AUTHORIZATION) => {
-                if verify::may_ask(request.headers(), door) {
-                    return (verify::introspect(request, door, None).await, None);
+                match Asker::of(request.headers(), door) {
+                    Ok(Some(asker)) => {
+                        return (verify::introspect(request, door, &self.hub, &asker).await, None);
+                    }
+                    Ok(None) => {}
+                    Err(refused) => return (refused.answer(&door.schemes()), None),
                 }
                 if request.headers().contains_key(ASKER) {
                     return (closing(verify::refuse_asker(door)), None);
@@ -176,6 +181,10 @@ impl Pages {
         {
             return (lacks(&door.schemes(), needs), Some(session));
         }
+        if route.page == Page::Introspect {
+            let asker = Asker::Bearer(bearer);
+            return (verify::introspect(request, door, &self.hub, &asker).await, Some(session));
+        }
         let asked = Asked { pages: self, door, bearer: &bearer, request };
         (asked.answer(route.page).await, Some(session))
     }
@@ -190,17 +199,15 @@ impl Asked<'_> {
             },
             Page::Rpc => self.rpc().await,
             Page::Events => stream::events(&self),
-            Page::Introspect => {
-                let Asked { door, bearer, request, .. } = self;
-                verify::introspect(request, door, Some(bearer)).await
-            }
             Page::Metrics => {
                 let hub = &self.pages.hub;
                 whole(StatusCode::OK, metrics::KIND, hub.metrics.encode(hub))
             }
             Page::OpenApi => whole(StatusCode::OK, JSON, OPENAPI),
-            // It is answered before anybody proves anything.
-            Page::Verify => problem(StatusCode::INTERNAL_SERVER_ERROR, "this page is not here"),
+            // They are answered before: by who asks, and not by whose request it is.
+            Page::Introspect | Page::Verify => {
+                problem(StatusCode::INTERNAL_SERVER_ERROR, "this page is not here")
+            }
         }
     }
 

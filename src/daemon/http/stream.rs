@@ -61,7 +61,9 @@ pub(super) fn events(asked: &Asked<'_>) -> Response<Body> {
         Err(error) => return refused(&not_subscribed(error)),
     };
     let (sessions, guarded) = (hub.sessions.clone(), admitted.clone());
-    asked.door.guard(move || sessions.standing(&guarded).is_some());
+    let door = Arc::downgrade(asked.door);
+    let is_admitted = move || door.upgrade().is_some_and(|door| door.is_admitted());
+    asked.door.guard(move || sessions.standing(&guarded).is_some() && is_admitted());
     let stream = Stream {
         lifeline: hub.sessions.lifeline(&admitted.session.id),
         policy: hub.policy.subscribe(),
@@ -218,6 +220,12 @@ struct Stream {
     follows: bool,
     first: Option<Bytes>,
     is_over: bool,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.door.end_guarded();
+    }
 }
 
 impl Stream {

@@ -11,10 +11,12 @@ use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, WWW_AUTHE
 use hyper::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{JSON, body, has_scope, is_of_kind};
+use super::{JSON, body, closing, has_scope, is_of_kind};
 use crate::config::Scheme;
-use crate::gate::http::{ASKER, Bearer, Body, Door, problem, whole};
-use crate::secret::token::Token;
+use crate::daemon::control::Hub;
+use crate::daemon::sessions::Standing;
+use crate::gate::http::{ASKER, Bearer, Body, Door, NotProven, problem, whole};
+use crate::secret::token::{Token, TokenId};
 use crate::session::Session;
 use crate::session::registry::Admitted;
 use crate::wire::http::{challenges, field_value};
@@ -23,27 +25,68 @@ use crate::wire::http::{challenges, field_value};
 const VERIFY: &str = "verify";
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// Answers 200 and who it is, or 401; nothing else, and never a body.
-pub(super) async fn verify(request: &Request<Incoming>, door: &Arc<Door>) -> Response<Body> {
-    let fields = request.headers();
-    if !may_ask(fields, door) {
-        door.refuse_asker();
-        return unauthorized(door, false);
+/// Who asks, as it has shown.
+pub(super) enum Asker {
+    /// By its user, whom the configuration names.
+    User,
+    /// By a token.
+    Bearer(Bearer),
+}
+
+impl Asker {
+    /// Whoever may ask about everybody's tokens: by the token that it sends for itself, or else by its user alone. An error
+    /// is that it might, and there is no place at present.
+    pub(super) fn of(fields: &HeaderMap, door: &Door) -> Result<Option<Asker>, NotProven> {
+        let Some(shown) = fields.get(ASKER) else {
+            return Ok(door.admit_verifier()?.then_some(Asker::User));
+        };
+        match door.prove(Some(shown)) {
+            Ok(asker) => {
+                let may_ask = has_scope(&asker.admitted().session, VERIFY);
+                Ok(may_ask.then_some(Asker::Bearer(asker)))
+            }
+            Err(refused) if refused.status() == StatusCode::SERVICE_UNAVAILABLE => Err(refused),
+            Err(_) => Ok(None),
+        }
     }
-    let shown = fields.get(AUTHORIZATION);
-    match door.judge(shown).await {
-        Some(Admitted { session, .. }) => identified(&session),
-        None => unauthorized(door, shown.is_some()),
+
+    /// What it may hear of now; nothing once its session, or its token, has ended: what it waited for may have taken its time.
+    fn hears(&self, door: &Door, hub: &Hub) -> Option<Hears> {
+        match self {
+            Asker::User => door.is_verifier().then_some(Hears { own: None, all: true }),
+            Asker::Bearer(bearer) => {
+                let Standing { session, .. } = hub.sessions.standing(bearer.admitted())?;
+                let all = has_scope(&session, VERIFY);
+                Some(Hears { own: Some((bearer.admitted().token_id, session)), all })
+            }
+        }
     }
 }
 
-/// Whether somebody may ask about everybody's tokens: by the token that it sends for itself, or else by its user alone.
-pub(super) fn may_ask(fields: &HeaderMap, door: &Door) -> bool {
-    match fields.get(ASKER) {
-        Some(asker) => {
-            door.prove(Some(asker)).is_ok_and(|asker| has_scope(&asker.admitted().session, VERIFY))
+/// What somebody who asks may hear of.
+struct Hears {
+    /// The token that it asks with, and whose that is.
+    own: Option<(TokenId, Arc<Session>)>,
+    /// Whether of everybody's.
+    all: bool,
+}
+
+/// Answers 200 and who it is, or 401, without a body; 503 where there is no place for whoever asks.
+pub(super) async fn verify(request: &Request<Incoming>, door: &Arc<Door>, hub: &Hub) -> Response<Body> {
+    let fields = request.headers();
+    let asker = match Asker::of(fields, door) {
+        Ok(Some(asker)) => asker,
+        Ok(None) => {
+            door.refuse_asker();
+            return closing(unauthorized(door, false));
         }
-        None => door.is_verifier(),
+        Err(refused) => return refused.answer(&door.schemes()),
+    };
+    let shown = fields.get(AUTHORIZATION);
+    let judged = door.judge(shown).await;
+    match judged.filter(|_| asker.hears(door, hub).is_some_and(|hears| hears.all)) {
+        Some(Admitted { session, .. }) => identified(&session),
+        None => unauthorized(door, shown.is_some()),
     }
 }
 
@@ -90,7 +133,8 @@ fn identified(session: &Session) -> Response<Body> {
 pub(super) async fn introspect(
     mut request: Request<Incoming>,
     door: &Arc<Door>,
-    asker: Option<&Bearer>,
+    hub: &Hub,
+    asker: &Asker,
 ) -> Response<Body> {
     if !is_of_kind(&request, FORM) {
         let detail = "Content-Type: application/x-www-form-urlencoded is expected (RFC 7662, section 2.1)";
@@ -105,24 +149,40 @@ pub(super) async fn introspect(
     let (Some(token), None) = (tokens.next(), tokens.next()) else {
         return problem(StatusCode::BAD_REQUEST, "one parameter token is expected (RFC 7662, section 2.1)");
     };
-    let answer = match Token::parse(token.as_bytes()) {
-        Ok(token) => worth(token, door, asker).await,
+    let judged = match Token::parse(token.as_bytes()) {
+        Ok(token) => worth(token, door, hub, asker).await,
         Err(_) => None,
     };
-    let answer = answer.unwrap_or_else(|| json!({ "active": false }));
+    // The body, and the lists of groups, may have taken their time.
+    let Some(hears) = asker.hears(door, hub) else {
+        let detail = "the session of whoever asks has ended, or its token was rotated";
+        return closing(challenged(problem(StatusCode::UNAUTHORIZED, detail), door, true));
+    };
+    let answer = match (judged, hears) {
+        (Some(Worth::Own), Hears { own: Some((_, session)), .. }) => tell(&session, "checked"),
+        (Some(Worth::Others(session)), Hears { all: true, .. }) => tell(&session, "unchecked"),
+        _ => json!({ "active": false }),
+    };
     whole(StatusCode::OK, JSON, answer.to_string())
 }
 
-async fn worth(token: Token, door: &Door, asker: Option<&Bearer>) -> Option<Value> {
-    // Its own token was just proven, by the very process that asks.
-    if let Some(own) = asker.map(Bearer::admitted).filter(|own| own.token_id == token.id()) {
-        return door.is_genuine(token).then(|| tell(&own.session, "checked"));
+/// Whose a token is that is worth something.
+enum Worth {
+    /// The very process's that asks, which has just proven it.
+    Own,
+    /// That of somebody else.
+    Others(Arc<Session>),
+}
+
+async fn worth(token: Token, door: &Door, hub: &Hub, asker: &Asker) -> Option<Worth> {
+    let hears = asker.hears(door, hub)?;
+    if hears.own.is_some_and(|(own, _)| own == token.id()) {
+        return door.is_genuine(token).then_some(Worth::Own);
     }
-    if asker.is_some_and(|asker| !has_scope(&asker.admitted().session, VERIFY)) {
+    if !hears.all {
         return None;
     }
-    let judged = door.judge_token(token).await?;
-    Some(tell(&judged.session, "unchecked"))
+    Some(Worth::Others(door.judge_token(token).await?.session))
 }
 
 fn tell(session: &Session, peer: &str) -> Value {

@@ -28,10 +28,18 @@ thread_local! {
 
 /// What a connection's two ends, and whoever answers, tell each other.
 #[derive(Default)]
-pub(super) struct Watch(Mutex<Seen>, Mutex<Option<Guard>>, Mutex<Turn>);
+pub(super) struct Watch(Mutex<Seen>, Mutex<Guarded>, Mutex<Turn>);
 
 /// Says whether what was held up may still be written.
 type Guard = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// Whose answer is looked at again before what was held up of it is written.
+#[derive(Default)]
+struct Guarded {
+    guard: Option<Guard>,
+    /// Whether all of that answer was made: it is out when nothing is left to be written.
+    is_whole: bool,
+}
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Seen {
@@ -39,6 +47,8 @@ struct Seen {
     violation: Option<(Violation, Place)>,
     /// Whether a request has proven itself.
     is_in: bool,
+    /// Whether a part of something came that cannot be passed on yet.
+    has_part: bool,
 }
 
 /// Where in a request something is wrong.
@@ -64,13 +74,34 @@ impl Watch {
     }
 
     pub(super) fn guard(&self, is_good: Guard) {
-        *lock(&self.1) = Some(is_good);
+        *lock(&self.1) = Guarded { guard: Some(is_good), is_whole: false };
+    }
+
+    /// Nothing more comes of the answer that is guarded.
+    pub(super) fn end_guarded(&self) {
+        lock(&self.1).is_whole = true;
+    }
+
+    fn has_written_all(&self) {
+        let mut guarded = lock(&self.1);
+        if guarded.is_whole {
+            *guarded = Guarded::default();
+        }
+    }
+
+    fn is_good(&self) -> bool {
+        lock(&self.1).guard.as_ref().is_none_or(|is_good| is_good())
     }
 
     /// Lets others have their turn, if the connection's is over: many requests may be there, and all their answers read at
     /// once.
     pub(super) fn poll_turn(&self, context: &mut Context<'_>) -> Poll<()> {
         lock(&self.2).poll(context)
+    }
+
+    /// Whether a part of a request came that nobody else has seen.
+    pub(super) fn has_part(&self) -> bool {
+        lock(&self.0).has_part
     }
 
     pub(super) fn is_in(&self) {
@@ -232,6 +263,7 @@ impl Read for Io {
                 continue;
             }
             if self.stream.poll_read_ready(context)?.is_pending() {
+                lock(&self.watch.0).has_part = !self.held.is_empty();
                 lock(&self.watch.2).end();
                 return Poll::Pending;
             }
@@ -272,7 +304,7 @@ impl Write for Io {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             // Others had their turn, and meanwhile what waited here may have become nobody's.
-            if self.is_held_up && lock(&self.watch.1).as_ref().is_some_and(|is_good| !is_good()) {
+            if self.is_held_up && !self.watch.is_good() {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
             match self.stream.try_write(bytes) {
@@ -290,7 +322,9 @@ impl Write for Io {
         }
     }
 
+    /// It is asked for when all was written.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.watch.has_written_all();
         Poll::Ready(Ok(()))
     }
 

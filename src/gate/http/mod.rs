@@ -14,6 +14,7 @@ use std::future::{pending, poll_fn};
 use std::io::ErrorKind;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -141,7 +142,7 @@ impl HttpConnection {
                 Ok::<_, Infallible>(service.answer(request, door).await)
             }
         });
-        let mut is_stopping = false;
+        let (mut is_stopping, mut is_shut) = (false, false);
         {
             let mut connection = pin!(
                 hyper::server::conn::http1::Builder::new().half_close(true).serve_connection(io, answer)
@@ -149,11 +150,18 @@ impl HttpConnection {
             let mut stopping = pin!(stopping);
             // What went wrong is the client's doing, and it is told by what follows, or is gone.
             let _ = poll_fn(|context| {
-                if !is_stopping && stopping.as_mut().poll(context).is_ready() {
-                    is_stopping = true;
-                    connection.as_mut().graceful_shutdown();
+                // What came before the end was told is answered; who is amid a head is waited for, as long as that may take.
+                if connection.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(());
                 }
-                connection.as_mut().poll(context)
+                let is_told = is_stopping || stopping.as_mut().poll(context).is_ready();
+                if !is_told || door.watch.has_part() || is_shut {
+                    is_stopping = is_told;
+                    return Poll::Pending;
+                }
+                (is_stopping, is_shut) = (true, true);
+                connection.as_mut().graceful_shutdown();
+                connection.as_mut().poll(context).map(drop)
             })
             .await;
         }
@@ -234,9 +242,21 @@ impl Door {
 
     /// Whether the configuration lets this user ask what tokens are worth.
     pub fn is_verifier(&self) -> bool {
-        lock(&self.shared.settings).policy.verifiers.contains(&self.peer.uid)
-            && self.peer.is_alive()
-            && self.take_seat().is_ok()
+        lock(&self.shared.settings).policy.verifiers.contains(&self.peer.uid) && self.peer.is_alive()
+    }
+
+    /// Lets a request in whose user may ask what tokens are worth; says whether it may.
+    ///
+    /// # Errors
+    /// [`NotProven`]: it may, and there is no place.
+    pub fn admit_verifier(&self) -> Result<bool, NotProven> {
+        if !self.is_verifier() {
+            return Ok(false);
+        }
+        self.take_seat().map(|()| true).map_err(|refusal| {
+            self.log(&refusal, None);
+            NotProven { code: refusal.code, is_shown: false }
+        })
     }
 
     /// Lets a request prove itself by the token in one of its fields. Everything is looked at anew: the policy, the
@@ -306,21 +326,21 @@ impl Door {
 
     /// As above, for a token that came in another way.
     pub async fn judge_token(&self, token: Token) -> Option<Admitted> {
-        let admitted = match self.try_judge(token) {
-            Ok(admitted) => admitted,
-            Err(Refused { refusal, session }) => {
-                self.log_judged(&refusal.reason, session.as_ref());
-                return None;
-            }
+        let worth_nothing = |Refused { refusal, session }: Refused| {
+            // It is no handshake of the one who asks, and is not counted as one.
+            self.shared.log.refused(Some(&self.peer), Some(self.peer.uid), &refusal, session.as_ref());
         };
+        let admitted = self.try_judge(token).map_err(worth_nothing).ok()?;
         // Whose it is may be admitted no more, and is not there to be turned away.
         let uid = admitted.session.uid;
         if !self.is_vouched_for(uid).await {
             let reason = lock(&self.shared.settings).policy.refusal_of(uid);
-            self.log_judged(&reason, Some(&admitted.session.id));
+            let refusal = Refusal::new(Code::PeerDenied, format!("asked about a token: {reason}"));
+            worth_nothing(Refused { refusal, session: Some(admitted.session.id) });
             return None;
         }
-        Some(admitted)
+        // It may have ended meanwhile.
+        lock(&self.shared.registry).judge(admitted.token_id, now()).ok()
     }
 
     fn try_judge(&self, token: Token) -> Result<Admitted, Refused> {
@@ -359,18 +379,6 @@ impl Door {
         }
     }
 
-    fn log_judged(&self, reason: &str, session: Option<&crate::session::SessionId>) {
-        tracing::debug!(
-            authsock_event = "worth_nothing",
-            authsock_session = session.map(crate::session::SessionId::as_str),
-            authsock_peer_uid = self.peer.uid,
-            authsock_peer_pid = self.peer.pid.0,
-            "process {} (uid {}) was told that a token is worth nothing: {reason}",
-            self.peer.pid,
-            self.peer.uid
-        );
-    }
-
     /// Whether the policy still admits the peer.
     pub fn is_admitted(&self) -> bool {
         lock(&self.shared.settings).policy.admits(&self.peer, || peer::groups(&*self.stream))
@@ -386,6 +394,11 @@ impl Door {
     /// Has what could not be written at once written later only if that is still good then.
     pub fn guard(&self, is_good: impl Fn() -> bool + Send + Sync + 'static) {
         self.watch.guard(Box::new(is_good));
+    }
+
+    /// Nothing more comes of the answer that is guarded so.
+    pub fn end_guarded(&self) {
+        self.watch.end_guarded();
     }
 
     /// Notes that somebody asked about a token who may not.
@@ -426,6 +439,10 @@ impl NotProven {
             ),
             Code::Denied => Cow::from(
                 "the token was not accepted: the present one is in the file that AUTHSOCK_TOKEN_FILE names in a session, or else the owner's",
+            ),
+            // Who may connect for nothing else has come as far as this.
+            Code::PeerDenied => Cow::from(
+                "this user may ask GET /v1/verify and POST /v1/introspect (policy.verifiers), and nothing else",
             ),
             Code::Binding => Cow::from(
                 "the token is not good for this process: it is another session's, or the owner's within a session; AUTHSOCK_TOKEN_FILE names this one's",

@@ -103,7 +103,9 @@ impl Registry {
     pub fn judge(&self, token_id: TokenId, now: Millis) -> Result<Admitted, NotAdmitted> {
         let Standing { session, until } = self.stands(token_id, now)?;
         if session.binding == Binding::Tree {
-            let reason = "the token is bound to processes, and none was asked about".to_owned();
+            let reason =
+                "asked about a token that is bound to processes; `run --bind uid` makes one that is not"
+                    .to_owned();
             return refuse(Code::Binding, Some(&session.id), reason);
         }
         Ok(Admitted { session: session.clone(), until, token_id })
