@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::task::yield_now;
 
 /// How long one goes on before others have their turn.
-pub(crate) const TURN_TIME: Duration = Duration::from_millis(5);
+const TURN_TIME: Duration = Duration::from_millis(5);
 
 /// The present turn of a connection. It begins when it is first asked about, and anew whenever something was waited for.
 #[derive(Debug, Default)]
@@ -34,10 +34,7 @@ impl Turn {
 
     /// Lets others have theirs, if it is over.
     pub(crate) async fn pause(&mut self) {
-        if self.is_over() {
-            yield_now().await;
-            *self = Turn::begin();
-        }
+        poll_fn(|context| self.poll(context)).await;
     }
 
     /// As [`Turn::pause`], where there is no await.

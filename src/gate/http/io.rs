@@ -28,7 +28,11 @@ thread_local! {
 
 /// What a connection's two ends, and whoever answers, tell each other.
 #[derive(Default)]
-pub(super) struct Watch(Mutex<Seen>, Mutex<Guarded>, Mutex<Turn>);
+pub(super) struct Watch {
+    seen: Mutex<Seen>,
+    guarded: Mutex<Guarded>,
+    turn: Mutex<Turn>,
+}
 
 /// Says whether what was held up may still be written.
 type Guard = Box<dyn Fn() -> bool + Send + Sync>;
@@ -62,54 +66,54 @@ enum Place {
 
 impl Watch {
     pub(super) fn violation(&self) -> Option<Violation> {
-        lock(&self.0).violation.map(|(violation, _)| violation)
+        lock(&self.seen).violation.map(|(violation, _)| violation)
     }
 
     /// What is wrong with a head that nobody has answered yet, and whether its method is HEAD.
     pub(super) fn refused_head(&self) -> Option<(Violation, bool)> {
-        match lock(&self.0).violation? {
+        match lock(&self.seen).violation? {
             (violation, Place::Head { is_head }) => Some((violation, is_head)),
             (_, Place::Body) => None,
         }
     }
 
     pub(super) fn guard(&self, is_good: Guard) {
-        *lock(&self.1) = Guarded { guard: Some(is_good), is_whole: false };
+        *lock(&self.guarded) = Guarded { guard: Some(is_good), is_whole: false };
     }
 
     /// Nothing more comes of the answer that is guarded.
     pub(super) fn end_guarded(&self) {
-        lock(&self.1).is_whole = true;
+        lock(&self.guarded).is_whole = true;
     }
 
     fn has_written_all(&self) {
-        let mut guarded = lock(&self.1);
+        let mut guarded = lock(&self.guarded);
         if guarded.is_whole {
             *guarded = Guarded::default();
         }
     }
 
     fn is_good(&self) -> bool {
-        lock(&self.1).guard.as_ref().is_none_or(|is_good| is_good())
+        lock(&self.guarded).guard.as_ref().is_none_or(|is_good| is_good())
     }
 
     /// Lets others have their turn, if the connection's is over: many requests may be there, and all their answers read at
     /// once.
     pub(super) fn poll_turn(&self, context: &mut Context<'_>) -> Poll<()> {
-        lock(&self.2).poll(context)
+        lock(&self.turn).poll(context)
     }
 
     /// Whether a part of a request came that nobody else has seen.
     pub(super) fn has_part(&self) -> bool {
-        lock(&self.0).has_part
+        lock(&self.seen).has_part
     }
 
     pub(super) fn is_in(&self) {
-        lock(&self.0).is_in = true;
+        lock(&self.seen).is_in = true;
     }
 
     fn refuse(&self, violation: Violation, place: Place) {
-        lock(&self.0).violation.get_or_insert((violation, place));
+        lock(&self.seen).violation.get_or_insert((violation, place));
     }
 }
 
@@ -210,7 +214,7 @@ impl Io {
 
     /// Once the first request is in, what comes is another one, or the rest of it.
     fn leave_first(&mut self) {
-        if self.stage == Stage::First && lock(&self.watch.0).is_in {
+        if self.stage == Stage::First && lock(&self.watch.seen).is_in {
             let is_between = self.framing.is_between() && self.held.is_empty();
             self.enter(if is_between { Stage::Idle } else { Stage::Request });
         }
@@ -263,8 +267,8 @@ impl Read for Io {
                 continue;
             }
             if self.stream.poll_read_ready(context)?.is_pending() {
-                lock(&self.watch.0).has_part = !self.held.is_empty();
-                lock(&self.watch.2).end();
+                lock(&self.watch.seen).has_part = !self.held.is_empty();
+                lock(&self.watch.turn).end();
                 return Poll::Pending;
             }
             let this = &mut *self;
